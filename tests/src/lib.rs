@@ -1,0 +1,1 @@
+//! The fixture of the integration tests.

@@ -1,0 +1,3 @@
+//! `cargo xtask`: build, test and demo commands.
+
+fn main() {}

@@ -1,2 +1,16 @@
+//! What limpid's BPF programs and its daemon share.
+//!
+//! * [`flow`]: the layout of the pinned flow table, with its version.
+//! * [`packet`]: pure decisions about packet headers, called by the tc programs and by host tests.
+//! * [`splice`]: the layout of the sockmap engine's table and its gate.
+//!
+//! Every struct here is read by two compilers and by `bpftool`: fixed width, explicit padding, no
+//! `bool`, no `Option`, size asserted at compile time, byte order and unit in each field's doc.
 #![no_std]
-//! shared
+
+#[cfg(test)]
+extern crate std;
+
+pub mod flow;
+pub mod packet;
+pub mod splice;

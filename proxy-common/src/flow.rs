@@ -1,0 +1,228 @@
+//! The flow table: what is done to a packet of a known connection.
+//!
+//! One hash map, `FLOWS`, holds a [`Translation`] for each [`Tuple`] that a packet of a flow can
+//! carry. A steered flow has two entries:
+//!
+//! | key: the packet as it arrives at the program | translation |
+//! |---|---|
+//! | egress: proxy:p -> backend:b | [`STEER_OUT`]: source becomes client:c |
+//! | ingress: backend:b -> client:c | [`STEER_IN`]: destination becomes proxy:p |
+//!
+//! Userspace reserves the ingress entry before `connect`; the egress program completes it and adds
+//! the other one when the SYN leaves, since only then the kernel has chosen port p.
+
+use core::fmt;
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+/// Version of every layout in this crate that is pinned, kept in the pinned map `META`.
+///
+/// A daemon refuses to adopt maps of another version. Raise it with any change to a struct or to
+/// the meaning of a field.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// An IPv4 or IPv6 address, in network byte order; IPv4 as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// The 16 octets as they stand on the wire.
+    pub octets: [u8; 16],
+}
+
+impl Address {
+    /// `::`, also "not known yet".
+    pub const UNSPECIFIED: Self = Self { octets: [0; 16] };
+
+    /// The address that these four octets of an IPv4 header say.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_ipv4([a, b, c, d]: [u8; 4]) -> Self {
+        Self { octets: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] }
+    }
+
+    /// The last four octets: the IPv4 address, if it is one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ipv4(&self) -> [u8; 4] {
+        [self.octets[12], self.octets[13], self.octets[14], self.octets[15]]
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(v4) => Self::from_ipv4(v4.octets()),
+            IpAddr::V6(v6) => Self { octets: v6.octets() },
+        }
+    }
+}
+
+impl From<Address> for IpAddr {
+    fn from(address: Address) -> Self {
+        Ipv6Addr::from(address.octets).to_canonical()
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        IpAddr::from(*self).fmt(f)
+    }
+}
+
+/// The addresses and ports of a TCP packet, as it is on the wire. Key of `FLOWS`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// Source address.
+    pub src: Address,
+    /// Destination address.
+    pub dst: Address,
+    /// Source port, host byte order (so that `bpftool` shows it as people write it).
+    pub src_port: u16,
+    /// Destination port, host byte order.
+    pub dst_port: u16,
+}
+
+impl Tuple {
+    /// The tuple of a packet from `src` to `dst`.
+    #[must_use]
+    pub fn new(src: SocketAddr, dst: SocketAddr) -> Self {
+        Self {
+            src: src.ip().into(),
+            dst: dst.ip().into(),
+            src_port: src.port(),
+            dst_port: dst.port(),
+        }
+    }
+
+    /// The tuple of a packet the other way.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self { src: self.dst, dst: self.src, src_port: self.dst_port, dst_port: self.src_port }
+    }
+
+    /// Source address and port.
+    #[must_use]
+    pub fn source(&self) -> SocketAddr {
+        SocketAddr::new(self.src.into(), self.src_port)
+    }
+
+    /// Destination address and port.
+    #[must_use]
+    pub fn destination(&self) -> SocketAddr {
+        SocketAddr::new(self.dst.into(), self.dst_port)
+    }
+}
+
+impl fmt::Debug for Tuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.source(), self.destination())
+    }
+}
+
+/// [`Translation::action`]: at egress, the source becomes the client.
+pub const STEER_OUT: u16 = 1;
+/// [`Translation::action`]: at ingress, the destination becomes the proxy's socket.
+pub const STEER_IN: u16 = 2;
+
+/// [`Translation::seen`]: the flow's SYN has left. Until then a [`STEER_IN`] entry is only a
+/// reservation, and its `rewrite` is not valid.
+pub const SEEN_SYN: u16 = 1 << 0;
+/// [`Translation::seen`]: a FIN has passed in this direction.
+pub const SEEN_FIN: u16 = 1 << 1;
+/// [`Translation::seen`]: a RST has passed in this direction.
+pub const SEEN_RST: u16 = 1 << 2;
+
+/// What is done to the packets of one direction of a flow. Value of `FLOWS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The flow: the cookie of its upstream socket (`SO_COOKIE`), the same in all its entries.
+    pub flow: u64,
+    /// Packets translated. GSO and GRO packets count once.
+    pub packets: u64,
+    /// TCP payload in them, in bytes; retransmissions count again.
+    pub bytes: u64,
+    /// When the last packet passed, in ns of `CLOCK_MONOTONIC`; 0: none yet.
+    pub last_seen_ns: u64,
+    /// What the packet's addresses and ports become.
+    pub rewrite: Tuple,
+    /// [`STEER_OUT`] or [`STEER_IN`].
+    pub action: u16,
+    /// `SEEN_*` bits.
+    pub seen: u16,
+}
+
+/// The single value of the pinned array `META`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// [`LAYOUT_VERSION`] of the daemon that made the pins.
+    pub layout_version: u32,
+    /// Padding, 0.
+    pub reserved: u32,
+}
+
+/// What the steering programs count, each a number of packets since they were loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SteeringCounters {
+    /// Packets that left with the client's address.
+    pub steered_out: u64,
+    /// Replies brought back to the proxy's sockets.
+    pub steered_in: u64,
+    /// ICMP errors about a flow brought back to the proxy's sockets.
+    pub icmp_in: u64,
+    /// SYNs dropped since the flow table was full.
+    pub table_full: u64,
+    /// SYNs dropped since the host itself (DNAT in OUTPUT) changed where they go.
+    pub upstream_rewritten: u64,
+    /// Packets of flows that could not be changed (the kernel refused the write), dropped.
+    pub rewrite_failed: u64,
+}
+
+const _: () = assert!(size_of::<Address>() == 16);
+const _: () = assert!(size_of::<Tuple>() == 36);
+const _: () = assert!(size_of::<Translation>() == 72);
+const _: () = assert!(size_of::<Meta>() == 8);
+const _: () = assert!(size_of::<SteeringCounters>() == 48);
+
+#[cfg(feature = "aya")]
+mod pod {
+    #![expect(unsafe_code, reason = "aya's marker for types that are plain bytes")]
+    use super::{Meta, SteeringCounters, Translation, Tuple};
+
+    // SAFETY: `repr(C)`, integers and arrays of them only, and no padding (the sizes asserted above
+    // are the sums of the fields), so every bit pattern is a value and every byte is initialised.
+    unsafe impl aya::Pod for Tuple {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Translation {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Meta {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SteeringCounters {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString as _;
+
+    #[test]
+    fn addresses_survive_the_table() {
+        for text in ["192.0.2.1", "2001:db8::1", "0.0.0.0", "::1"] {
+            let ip: IpAddr = text.parse().expect("an address");
+            assert_eq!(IpAddr::from(Address::from(ip)).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn reversing_twice_changes_nothing() {
+        let tuple = Tuple::new(
+            "192.0.2.1:1".parse().expect("an address"),
+            "198.51.100.2:2".parse().expect("an address"),
+        );
+        assert_eq!(tuple.reversed().reversed(), tuple);
+        assert_eq!(tuple.reversed().source().to_string(), "198.51.100.2:2");
+    }
+}

@@ -1,0 +1,1 @@
+//! The sockmap engine's table and its gate.

@@ -1,0 +1,68 @@
+//! limpid's BPF programs.
+//!
+//! This page is the entry points; each calls one function of the module that it belongs to:
+//!
+//! * [`steering`] (tc): the client's address on the wire, and the replies brought back.
+//! * [`splice`] (sk_skb): the engine `sockmap`.
+//! * [`packet`]: reading and rewriting packets.
+//! * [`maps`]: every map.
+//!
+//! Decisions that can be made without a packet at hand live in `proxy-common`, where host tests
+//! call them.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::macros::{classifier, stream_parser, stream_verdict};
+use aya_ebpf::programs::{SkBuffContext, TcContext};
+use proxy_common::packet::ETHERNET;
+
+mod maps;
+mod packet;
+mod splice;
+mod steering;
+
+/// tc egress of an upstream interface with Ethernet headers.
+#[classifier]
+pub fn steer_egress_l2(ctx: TcContext) -> i32 {
+    steering::egress(&ctx, ETHERNET)
+}
+
+/// tc ingress of an upstream interface with Ethernet headers.
+#[classifier]
+pub fn steer_ingress_l2(ctx: TcContext) -> i32 {
+    steering::ingress(&ctx, ETHERNET)
+}
+
+/// tc egress of an upstream interface whose packets start at IP (WireGuard, tun).
+#[classifier]
+pub fn steer_egress_l3(ctx: TcContext) -> i32 {
+    steering::egress(&ctx, 0)
+}
+
+/// tc ingress of an upstream interface whose packets start at IP (WireGuard, tun).
+#[classifier]
+pub fn steer_ingress_l3(ctx: TcContext) -> i32 {
+    steering::ingress(&ctx, 0)
+}
+
+/// Parser of the sockhash of sources: each chunk is a message of its own.
+#[stream_parser]
+pub fn splice_parser(ctx: SkBuffContext) -> u32 {
+    splice::parser(&ctx)
+}
+
+/// Verdict of the sockhash of sources: to the peer's socket, or to userspace.
+#[stream_verdict]
+pub fn splice_verdict(ctx: SkBuffContext) -> u32 {
+    splice::verdict(&ctx)
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The kernel offers GPL-only helpers (`bpf_probe_read_kernel`, `bpf_ktime_get_ns`) to this licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,33 @@
+//! Every map. Sizes are defaults: the loader sets those that are configured.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use proxy_common::flow::{Meta, SteeringCounters, Translation, Tuple};
+
+/// Two entries a flow; allocated as flows come, since the limit is meant to be generous.
+#[btf_map]
+pub static FLOWS: HashMap<Tuple, Translation, 524_288, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// Upstream sockets about to connect: socket cookie -> key of the reserved `STEER_IN` entry.
+#[btf_map]
+pub static CONNECTING: HashMap<u64, Tuple, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// The layout of the pinned maps; written by the daemon that pins them.
+#[btf_map]
+pub static META: Array<Meta, 1> = Array::new();
+
+/// What the steering programs count.
+#[btf_map]
+pub static COUNTERS: PerCpuArray<SteeringCounters, 1> = PerCpuArray::new();
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub fn count(field: impl FnOnce(&mut SteeringCounters) -> &mut u64) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+        // SAFETY: the map's value, of this CPU alone; tc programs are not preempted by one another
+        // on a CPU.
+        *field(unsafe { &mut *counters }) += 1;
+    }
+}

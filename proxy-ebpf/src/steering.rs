@@ -1,0 +1,202 @@
+//! Steering: the client's address on the wire, and the replies brought back.
+//!
+//! Egress turns proxy -> backend into client -> backend; ingress turns backend -> client into
+//! backend -> proxy, before routing and netfilter see the packet, so that they only ever see
+//! proxy <-> backend. Packets of no flow pass untouched.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{BPF_ANY, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::programs::TcContext;
+use aya_log_ebpf::{debug, warn};
+use proxy_common::flow::{
+    SEEN_FIN, SEEN_RST, SEEN_SYN, STEER_IN, STEER_OUT, Translation, Tuple,
+};
+use proxy_common::packet::{ACK, FIN, RST, SYN, TCP, Tcp, is_icmp_error};
+
+use crate::maps::{CONNECTING, FLOWS, count};
+use crate::packet::{self, Offsets, RewriteFailed};
+
+/// On to the next program of the interface (TCX: `TCX_NEXT`; clsact: the next filter).
+const NEXT: i32 = TC_ACT_UNSPEC;
+const DROP: i32 = TC_ACT_SHOT as i32;
+
+/// Packets that leave: those of our upstream sockets get the client's address.
+#[inline(always)]
+pub fn egress(ctx: &TcContext, l3: u32) -> i32 {
+    let Some((ip, at)) = packet::ip(ctx, l3) else { return NEXT };
+    if ip.protocol != TCP {
+        return NEXT;
+    }
+    let Some(tcp) = packet::tcp(ctx, &ip, at) else { return NEXT };
+    if tcp.flags & (SYN | ACK) == SYN {
+        match open(ctx, &tcp.tuple) {
+            Opened::Steered => {}
+            Opened::NotOurs => return NEXT,
+            Opened::Refused => return DROP,
+        }
+    }
+    let Some(entry) = FLOWS.get_ptr_mut(&tcp.tuple) else { return NEXT };
+    // SAFETY: an entry of the map, which stays readable until the program ends even if userspace
+    // deletes it meanwhile (RCU). Fields that change are counters and flags of this direction.
+    let entry = unsafe { &mut *entry };
+    if entry.action != STEER_OUT {
+        return NEXT;
+    }
+    let done = translate(ctx, at, &tcp, entry);
+    count(|c| match done {
+        Ok(()) => &mut c.steered_out,
+        Err(RewriteFailed) => &mut c.rewrite_failed,
+    });
+    done.map_or(DROP, |()| NEXT)
+}
+
+/// Packets that arrive: replies to a client of ours go to our socket.
+#[inline(always)]
+pub fn ingress(ctx: &TcContext, l3: u32) -> i32 {
+    let Some((ip, at)) = packet::ip(ctx, l3) else { return NEXT };
+    if ip.protocol != TCP {
+        return icmp_error(ctx, &ip, at);
+    }
+    let Some(tcp) = packet::tcp(ctx, &ip, at) else { return NEXT };
+    let Some(entry) = reply_entry(&tcp.tuple) else { return NEXT };
+    if tcp.flags & (SYN | ACK) == SYN {
+        return NEXT; // The backend opens a connection of its own to the client.
+    }
+    let done = translate(ctx, at, &tcp, entry);
+    count(|c| match done {
+        Ok(()) => &mut c.steered_in,
+        Err(RewriteFailed) => &mut c.rewrite_failed,
+    });
+    done.map_or(DROP, |()| NEXT)
+}
+
+/// An ICMP error about a packet that we sent as the client ("fragmentation needed" above all: path
+/// MTU discovery of our socket depends on it).
+#[inline(always)]
+fn icmp_error(ctx: &TcContext, outer: &proxy_common::packet::Ip, at: Offsets) -> i32 {
+    const ICMP_HEADER: u32 = 8;
+    let Ok(icmp_type) = ctx.load::<u8>(at.l4 as usize) else { return NEXT };
+    if !is_icmp_error(outer.protocol, icmp_type) {
+        return NEXT;
+    }
+    let Some((ip, inner)) = packet::ip_at(ctx, at.l4 + ICMP_HEADER, at.ipv6) else { return NEXT };
+    if ip.protocol != TCP {
+        return NEXT;
+    }
+    let Ok(ports) = ctx.load::<[u8; 4]>(inner.l4 as usize) else { return NEXT };
+    let sent = Tuple {
+        src: ip.src,
+        dst: ip.dst,
+        src_port: u16::from_be_bytes([ports[0], ports[1]]),
+        dst_port: u16::from_be_bytes([ports[2], ports[3]]),
+    };
+    let Some(entry) = reply_entry(&sent.reversed()) else { return NEXT };
+    let new = entry.rewrite.reversed();
+    match packet::rewrite_icmp_error(ctx, at, inner, outer.src, &sent, &new) {
+        Ok(()) => {
+            count(|c| &mut c.icmp_in);
+            NEXT
+        }
+        Err(RewriteFailed) => {
+            count(|c| &mut c.rewrite_failed);
+            DROP
+        }
+    }
+}
+
+/// The entry for replies that look like `tuple`, once its SYN has left.
+#[inline(always)]
+fn reply_entry(tuple: &Tuple) -> Option<&'static mut Translation> {
+    let entry = FLOWS.get_ptr_mut(tuple)?;
+    // SAFETY: as in `egress`.
+    let entry = unsafe { &mut *entry };
+    (entry.action == STEER_IN && entry.seen & SEEN_SYN != 0).then_some(entry)
+}
+
+#[inline(always)]
+fn translate(
+    ctx: &TcContext,
+    at: Offsets,
+    tcp: &Tcp,
+    entry: &mut Translation,
+) -> Result<(), RewriteFailed> {
+    let headers = at.l4 + tcp.header_len;
+    record(entry, tcp.flags, ctx.len().saturating_sub(headers));
+    packet::rewrite(ctx, at, &tcp.tuple, &entry.rewrite)
+}
+
+/// Notes a packet in its entry.
+#[inline(always)]
+fn record(entry: &mut Translation, flags: u8, payload: u32) {
+    // Plain additions (the BPF target of Rust has no atomic ones): packets of one direction of a
+    // flow pass one after the other, under the socket's lock or in one receive queue.
+    entry.packets += 1;
+    entry.bytes += u64::from(payload);
+    // SAFETY: no memory is involved.
+    entry.last_seen_ns = unsafe { bpf_ktime_get_ns() };
+    if flags & FIN != 0 {
+        entry.seen |= SEEN_FIN;
+    }
+    if flags & RST != 0 {
+        entry.seen |= SEEN_RST;
+    }
+}
+
+/// What became of a SYN.
+enum Opened {
+    /// Its flow has both entries.
+    Steered,
+    /// It is of a socket that limpid did not announce.
+    NotOurs,
+    /// It must not leave: it would show the proxy's address.
+    Refused,
+}
+
+/// Completes the flow of an upstream socket when its SYN leaves.
+#[inline(always)]
+fn open(ctx: &TcContext, tuple: &Tuple) -> Opened {
+    // SAFETY: the program's own context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    if let Some(entry) = FLOWS.get_ptr_mut(tuple) {
+        // SAFETY: as in `egress`.
+        if unsafe { (*entry).flow } == cookie {
+            return Opened::Steered; // A retransmission.
+        }
+        // A lingering entry of an earlier socket with this address and port.
+        let _ = FLOWS.remove(tuple);
+    }
+    // SAFETY: the value is copied out at once; userspace writes it once, before `connect`.
+    let Some(reserved) = (unsafe { CONNECTING.get(&cookie) }).copied() else {
+        return Opened::NotOurs;
+    };
+    let Some(reply) = FLOWS.get_ptr_mut(&reserved) else {
+        return Opened::Refused; // Userspace has given up on it.
+    };
+    if reserved.src != tuple.dst || reserved.src_port != tuple.dst_port {
+        count(|c| &mut c.upstream_rewritten);
+        warn!(ctx, "flow {}: this host rewrites the upstream's address, SYN dropped", cookie);
+        return Opened::Refused;
+    }
+    let out = Translation {
+        flow: cookie,
+        packets: 0,
+        bytes: 0,
+        last_seen_ns: 0,
+        rewrite: reserved.reversed(),
+        action: STEER_OUT,
+        seen: SEEN_SYN,
+    };
+    if FLOWS.insert(tuple, &out, u64::from(BPF_ANY)).is_err() {
+        count(|c| &mut c.table_full);
+        warn!(ctx, "flow {}: flow table full, SYN dropped", cookie);
+        return Opened::Refused;
+    }
+    // SAFETY: as in `egress`. `rewrite` is read by ingress only once SEEN_SYN is set, and a reply
+    // cannot come before this SYN has left.
+    let reply = unsafe { &mut *reply };
+    reply.rewrite = tuple.reversed();
+    reply.seen |= SEEN_SYN;
+    debug!(ctx, "flow {}: steered", cookie);
+    Opened::Steered
+}

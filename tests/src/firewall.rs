@@ -1,0 +1,46 @@
+//! Packet filters of hosts that limpid has to work on unchanged.
+
+use anyhow::Result;
+
+use crate::net::Host;
+
+/// A host that accepts what it knows and nothing else: policy DROP, ESTABLISHED accepted, INVALID
+/// dropped, one port open. IPv6 keeps its neighbour discovery.
+pub fn strict_input(host: &Host, port: u16) -> Result<()> {
+    for (tool, icmp) in [("iptables", "icmp"), ("ip6tables", "ipv6-icmp")] {
+        for rule in [
+            "-A INPUT -i lo -j ACCEPT".to_owned(),
+            "-A INPUT -m conntrack --ctstate INVALID -j DROP".to_owned(),
+            "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT".to_owned(),
+            format!("-A INPUT -p {icmp} -j ACCEPT"),
+            format!("-A INPUT -p tcp --dport {port} -m conntrack --ctstate NEW -j ACCEPT"),
+            "-P INPUT DROP".to_owned(),
+        ] {
+            host.sh(&format!("{tool} -w {rule}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The rules that Docker keeps for its default bridge, as `iptables-save` shows them.
+pub fn docker(host: &Host, bridge: &str) -> Result<()> {
+    for rule in [
+        "-P FORWARD DROP".to_owned(),
+        "-N DOCKER".to_owned(),
+        "-N DOCKER-USER".to_owned(),
+        "-A FORWARD -j DOCKER-USER".to_owned(),
+        format!("-A FORWARD -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
+        format!("-A FORWARD -o {bridge} -j DOCKER"),
+        format!("-A FORWARD -i {bridge} ! -o {bridge} -j ACCEPT"),
+        format!("-A FORWARD -i {bridge} -o {bridge} -j ACCEPT"),
+        "-A DOCKER-USER -j RETURN".to_owned(),
+        "-t nat -N DOCKER".to_owned(),
+        "-t nat -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER".to_owned(),
+        "-t nat -A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER".to_owned(),
+        format!("-t nat -A POSTROUTING -s 192.0.2.0/24 ! -o {bridge} -j MASQUERADE"),
+        format!("-t nat -A DOCKER -i {bridge} -j RETURN"),
+    ] {
+        host.sh(&format!("iptables -w {rule}"))?;
+    }
+    Ok(())
+}

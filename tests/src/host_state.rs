@@ -1,0 +1,73 @@
+//! What a host's administrator owns: rules, routes, addresses, settings, filters. limpid must leave
+//! all of it as it was.
+
+use std::fmt;
+
+use anyhow::Result;
+
+use crate::net::Host;
+
+/// A picture of a host's network set-up, as its own tools print it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HostState(Vec<(String, String)>);
+
+/// What is there while limpid runs too: all but its own filters.
+const CONFIGURATION: &[&str] = &[
+    "nft list ruleset",
+    "ip -4 rule show",
+    "ip -6 rule show",
+    "ip -4 route show table all",
+    "ip -6 route show table all",
+    "ip -o addr show",
+    "sysctl -a --pattern ^net\\.ipv[46]\\.(conf|ip_)",
+];
+
+/// What must be as before only once limpid is gone.
+const FILTERS: &[&str] = &["tc qdisc show", "bpftool net show"];
+
+impl HostState {
+    /// Rules, routes, addresses and settings.
+    pub fn configuration(host: &Host) -> Result<Self> {
+        Self::take(host, CONFIGURATION)
+    }
+
+    /// The above, and qdiscs and BPF programs on interfaces.
+    pub fn with_filters(host: &Host) -> Result<Self> {
+        Self::take(host, &[CONFIGURATION, FILTERS].concat())
+    }
+
+    fn take(host: &Host, commands: &[&str]) -> Result<Self> {
+        let mut taken = Vec::new();
+        for command in commands {
+            let printed = host.sh(command)?;
+            // Timers and counters are not set-up.
+            let lines: Vec<&str> = printed
+                .lines()
+                .filter(|line| !line.contains("expires"))
+                .map(str::trim_end)
+                .collect();
+            taken.push(((*command).to_owned(), lines.join("\n")));
+        }
+        Ok(Self(taken))
+    }
+}
+
+impl fmt::Debug for HostState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (command, printed) in &self.0 {
+            writeln!(f, "$ {command}\n{printed}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Fails with the differing commands' output if the two pictures differ.
+pub fn ensure_unchanged(before: &HostState, after: &HostState) -> Result<()> {
+    for ((command, then), (_, now)) in before.0.iter().zip(&after.0) {
+        anyhow::ensure!(
+            then == now,
+            "`{command}` changed\nbefore:\n{then}\nafter:\n{now}"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! How much memory flows hold: the daemon's own, and the kernel's for the sockets of its host.
+
+use anyhow::{Context, Result};
+
+use crate::net::Host;
+
+/// Memory in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// The daemon's resident pages.
+    pub daemon: u64,
+    /// What the sockets of the host hold, by their own accounts (`ss -m`).
+    pub sockets: u64,
+    /// What the kernel's TCP holds in all namespaces (the `mem` of /proc/net/sockstat): it sees
+    /// memory that no socket is charged for, and other tests' as well.
+    pub kernel_tcp: u64,
+    /// Kernel memory in use on the whole machine, by /proc/meminfo: total less free, page cache and
+    /// anonymous pages. It sees what no account names.
+    pub kernel: u64,
+}
+
+impl Memory {
+    /// Measures the daemon `pid` on `host`.
+    pub fn measure(host: &Host, pid: u32) -> Result<Self> {
+        Ok(Self {
+            daemon: resident(pid)?,
+            sockets: sockets(&host.sh("ss -tmnH")?),
+            kernel_tcp: kernel_tcp(&host.proc_net("sockstat")?).context("sockstat")?,
+            kernel: kernel(&std::fs::read_to_string("/proc/meminfo")?).context("meminfo")?,
+        })
+    }
+}
+
+fn resident(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path).with_context(|| path)?;
+    kib(&status, "VmRSS:").context("no VmRSS")
+}
+
+/// Sums `skmem:(r…,rb…,t…,tb…,f…,w…,…)`: receive queue, send queue and forward allocation.
+fn sockets(printed: &str) -> u64 {
+    let fields = printed
+        .split("skmem:(")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next());
+    fields
+        .flat_map(|list| list.split(','))
+        .filter_map(|field| {
+            let digits = field.find(|c: char| c.is_ascii_digit())?;
+            let (name, value) = field.split_at(digits);
+            matches!(name, "r" | "w" | "f")
+                .then(|| value.parse::<u64>().ok())
+                .flatten()
+        })
+        .sum()
+}
+
+fn kernel_tcp(sockstat: &str) -> Option<u64> {
+    let line = sockstat.lines().find(|line| line.starts_with("TCP:"))?;
+    let pages: u64 = line.split("mem ").nth(1)?.trim().parse().ok()?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    Some(pages * u64::try_from(page).ok()?)
+}
+
+fn kernel(meminfo: &str) -> Option<u64> {
+    let of = |name| kib(meminfo, name);
+    let used = of("MemTotal:")?.checked_sub(of("MemFree:")?)?;
+    Some(used.saturating_sub(of("Cached:")? + of("Buffers:")? + of("AnonPages:")?))
+}
+
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_the_kernel_prints() {
+        let ss = "ESTAB 0 0 a b skmem:(r100,rb131072,t0,tb87040,f24,w1000,o0,bl0,d0)\n\
+                  ESTAB 0 0 a b skmem:(r1,rb131072,t0,tb87040,f0,w0,o0,bl0,d0)";
+        assert_eq!(sockets(ss), 1125);
+        assert_eq!(
+            kernel_tcp("TCP: inuse 1 orphan 0 tw 0 alloc 3 mem 0\n"),
+            Some(0)
+        );
+        let meminfo =
+            "MemTotal: 100 kB\nMemFree: 50 kB\nBuffers: 1 kB\nCached: 9 kB\nAnonPages: 10 kB";
+        assert_eq!(kernel(meminfo), Some(30 * 1024));
+    }
+}

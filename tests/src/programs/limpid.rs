@@ -1,0 +1,348 @@
+//! limpid, as an operator sees it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::net::Host;
+use crate::process::{Process, eventually};
+use crate::suite::Lab;
+
+/// How the bytes are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Through userspace.
+    Copy,
+    /// Between sockets, in the kernel.
+    Sockmap,
+}
+
+impl Engine {
+    /// All, for scenarios that are run with each.
+    pub const ALL: [Self; 2] = [Self::Copy, Self::Sockmap];
+
+    /// Its name on the command line and in the records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Sockmap => "sockmap",
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The command line of `limpid run`, less what the fixture adds to keep instances apart.
+#[derive(Clone, Debug)]
+pub struct Options {
+    listen: SocketAddr,
+    args: Vec<String>,
+}
+
+impl Options {
+    /// A plain listener: no header, the proxy's own address upstream.
+    pub fn new(listen: SocketAddr, upstream: SocketAddr) -> Self {
+        let args = vec![
+            format!("--listen={listen}"),
+            format!("--upstream={upstream}"),
+        ];
+        Self { listen, args }
+    }
+
+    /// One more argument.
+    #[must_use]
+    pub fn with(mut self, argument: impl Into<String>) -> Self {
+        self.args.push(argument.into());
+        self
+    }
+
+    /// Headers are expected, from the peers in `trust`.
+    #[must_use]
+    pub fn accept_proxy(self, trust: &str) -> Self {
+        self.with("--accept-proxy").with(format!("--trust={trust}"))
+    }
+
+    /// The engine to use.
+    #[must_use]
+    pub fn engine(self, engine: Engine) -> Self {
+        self.with(format!("--splice={engine}"))
+    }
+}
+
+/// A running daemon with an instance name, a control socket and a bpffs of its own.
+pub struct Limpid {
+    process: Process,
+    instance: String,
+    control: PathBuf,
+    bpffs: PathBuf,
+    stdio: PathBuf,
+    // Last: pins go when nothing uses them any more.
+    _mount: BpfFs,
+}
+
+impl Limpid {
+    /// Starts `limpid run` on `host` and waits until it listens.
+    pub fn start(host: &Host, lab: &Lab, options: &Options) -> Result<Self> {
+        let mut limpid = Self::spawn(host, lab, options)?;
+        limpid
+            .process
+            .wait_until_listening(host, options.listen.port())?;
+        Ok(limpid)
+    }
+
+    /// Starts `limpid run` on `host` without waiting.
+    pub fn spawn(host: &Host, lab: &Lab, options: &Options) -> Result<Self> {
+        let name = format!("limpid-{}", host.name());
+        // A restarted instance finds the file system of the one before.
+        let mount = BpfFs::at(lab.path().join(format!("{name}.bpf")))?;
+        let control = lab.path().join(format!("{name}.sock"));
+        let instance = format!("test-{}", host.name());
+        let mut args = vec!["run".to_owned(), "--log-format=json".to_owned()];
+        args.extend(common(&instance, &mount.path, Some(&control)));
+        args.extend(options.args.iter().cloned());
+        let process = Process::start(host, lab.path(), &name, &limpid_binary()?, &args)?;
+        let bpffs = mount.path.clone();
+        Ok(Self {
+            process,
+            instance,
+            control,
+            bpffs,
+            stdio: lab.path().to_owned(),
+            _mount: mount,
+        })
+    }
+
+    /// The daemon's process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The directory of its pins.
+    pub fn pins(&self) -> PathBuf {
+        self.bpffs.join("limpid").join(&self.instance)
+    }
+
+    /// The flows of `limpid flows --json`.
+    pub fn flows(&self, host: &Host) -> Result<Vec<Value>> {
+        let mut args = vec!["flows".to_owned(), "--json".to_owned()];
+        args.extend(common(&self.instance, &self.bpffs, Some(&self.control)));
+        let output = run(host, &args)?;
+        ensure!(output.status.success(), "limpid flows: {}", show(&output));
+        let text = String::from_utf8(output.stdout)?;
+        // An array, or an object a line.
+        if text.trim_start().starts_with('[') {
+            return Ok(serde_json::from_str(&text)?);
+        }
+        text.lines()
+            .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
+            .collect()
+    }
+
+    /// Waits until `limpid flows` shows `count` flows, and returns them.
+    pub async fn wait_for_flows(&self, host: &Host, count: usize) -> Result<Vec<Value>> {
+        let what = format!("{count} flows of `limpid flows`");
+        eventually(&what, || Ok(self.flows(host)?.len() == count)).await?;
+        self.flows(host)
+    }
+
+    /// Runs `limpid cleanup`, which must succeed.
+    pub fn cleanup(&self, host: &Host) -> Result<String> {
+        let mut args = vec!["cleanup".to_owned()];
+        args.extend(common(&self.instance, &self.bpffs, None));
+        let output = run(host, &args)?;
+        ensure!(output.status.success(), "limpid cleanup: {}", show(&output));
+        Ok(show(&output))
+    }
+
+    /// The access lines written so far.
+    pub fn access_lines(&self) -> Result<Vec<AccessLine>> {
+        let output = self.process.output()?;
+        let records = output
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        Ok(records
+            .filter(|record| record["target"] == "access")
+            .map(AccessLine)
+            .collect())
+    }
+
+    /// Waits until `count` access lines are written, and returns them.
+    pub async fn wait_for_access_lines(&self, count: usize) -> Result<Vec<AccessLine>> {
+        let what = format!("{count} access lines");
+        eventually(&what, || Ok(self.access_lines()?.len() >= count)).await?;
+        self.access_lines()
+    }
+
+    /// Waits until the log holds `text`.
+    pub async fn wait_for_log(&self, text: &str) -> Result<()> {
+        eventually(&format!("{text:?} in limpid's log"), || {
+            Ok(self.process.output()?.contains(text))
+        })
+        .await
+    }
+
+    /// Everything logged so far.
+    pub fn log(&self) -> Result<String> {
+        self.process.output()
+    }
+
+    /// Asks it to end, and waits for that. Its file system stays until it is dropped.
+    pub fn terminate(&mut self, limit: Duration) -> Result<std::process::ExitStatus> {
+        self.process.signal(Signal::SIGTERM)?;
+        self.process.wait(limit)
+    }
+
+    /// Kills it without a chance to tidy up.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.signal(Signal::SIGKILL)?;
+        self.process.wait(crate::process::PATIENCE).map(drop)
+    }
+
+    /// Every path below its bpffs.
+    pub fn pinned(&self) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.bpffs.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    folders.push(path.clone());
+                }
+                found.push(path);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        &self.stdio
+    }
+}
+
+/// One line of the access log.
+#[derive(Clone, Debug)]
+pub struct AccessLine(Value);
+
+impl AccessLine {
+    /// A field that is text, or a number as text.
+    pub fn get(&self, field: &str) -> Result<String> {
+        let value = match &self.0["fields"][field] {
+            Value::Null => &self.0[field],
+            value => value,
+        };
+        match value {
+            Value::Null => bail!("access line without {field}: {}", self.0),
+            Value::String(text) => Ok(text.clone()),
+            Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+                Ok(value.to_string())
+            }
+        }
+    }
+
+    /// A field that is a number.
+    pub fn number(&self, field: &str) -> Result<f64> {
+        let text = self.get(field)?;
+        text.parse()
+            .with_context(|| format!("{field}={text:?} is no number"))
+    }
+}
+
+/// The program under test: `LIMPID_BIN`, or the one built beside the tests.
+pub fn limpid_binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("LIMPID_BIN") {
+        return Ok(path.into());
+    }
+    // The test is target/PROFILE/deps/NAME.
+    let here = std::env::current_exe()?;
+    let built = here
+        .parent()
+        .and_then(Path::parent)
+        .map(|folder| folder.join("limpid"));
+    match built {
+        Some(path) if path.exists() => Ok(path),
+        Some(_) | None => bail!("no limpid to test: build it, or name it in LIMPID_BIN"),
+    }
+}
+
+/// Runs the program to its end on `host`.
+pub fn run<S: AsRef<str>>(host: &Host, args: &[S]) -> Result<Output> {
+    let mut command = std::process::Command::new(limpid_binary()?);
+    command.args(args.iter().map(AsRef::as_ref));
+    Ok(host.block(move || command.output())??)
+}
+
+/// Status and output of a run, for messages.
+pub fn show(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    format!(
+        "{}\n{}\n{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    )
+}
+
+fn common(instance: &str, bpffs: &Path, control: Option<&Path>) -> Vec<String> {
+    let mut args = vec![
+        format!("--instance={instance}"),
+        format!("--bpffs={}", bpffs.display()),
+    ];
+    args.extend(control.map(|control| format!("--control={}", control.display())));
+    args
+}
+
+/// A bpffs that is there as long as the guard that mounted it.
+struct BpfFs {
+    path: PathBuf,
+    mounted: bool,
+}
+
+impl BpfFs {
+    fn at(path: PathBuf) -> Result<Self> {
+        if path.exists() {
+            return Ok(Self {
+                path,
+                mounted: false,
+            });
+        }
+        std::fs::create_dir(&path)?;
+        mount(
+            Some("bpf"),
+            &path,
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("mounting a bpffs on {}", path.display()))?;
+        Ok(Self {
+            path,
+            mounted: true,
+        })
+    }
+}
+
+impl Drop for BpfFs {
+    fn drop(&mut self) {
+        if self.mounted {
+            // Without a mount the folder goes with the test's directory either way.
+            let _ = umount2(&self.path, MntFlags::MNT_DETACH);
+        }
+    }
+}

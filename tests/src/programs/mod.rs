@@ -1,0 +1,9 @@
+//! The programs that tests start: limpid itself, and the two it has to get on with.
+
+mod haproxy;
+mod limpid;
+mod nginx;
+
+pub use haproxy::Haproxy;
+pub use limpid::{AccessLine, Engine, Limpid, Options, limpid_binary, run, show};
+pub use nginx::{Nginx, Request};

@@ -24,13 +24,15 @@ impl Profile {
         if release { Self::Release } else { Self::Dev }
     }
 
-    fn name(self) -> &'static str {
+    /// Cargo's name for it.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Dev => "dev",
             Self::Release => "release",
         }
     }
 
+    /// Cargo's name for its folder in the target directory.
     fn folder(self) -> &'static str {
         match self {
             Self::Dev => "debug",

@@ -6,8 +6,15 @@
 
 mod apt;
 mod bpf;
+mod ci;
 mod daemon;
+mod demo;
+mod deny;
+mod lint;
+mod programs;
 mod step;
+mod tally;
+mod test;
 mod workspace;
 
 use std::ffi::OsString;
@@ -70,6 +77,48 @@ enum Xtask {
         #[arg(last = true)]
         arguments: Vec<OsString>,
     },
+
+    /// Show limpid at work: an edge proxy in front, a web server behind, the bytes in the kernel
+    ///
+    /// Needs root. Missing programs are installed as by `test`. All of it is in network namespaces,
+    /// which are gone afterwards.
+    Demo {
+        /// Optimise the daemon. It takes longer to compile and changes little of what is seen: the
+        /// bytes are moved by the BPF programs, which are always optimised
+        #[arg(long)]
+        release: bool,
+
+        /// Arguments of the demo
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+
+    /// Run the unit tests, then the integration tests
+    ///
+    /// The integration tests need root and other proxies, servers and tools. As root on Debian
+    /// the missing ones are installed, without their services being started or enabled. Elsewhere
+    /// the tests that need what is not there are ignored, with the reason; the last lines name
+    /// them and count all results.
+    Test {
+        /// Run only tests whose name contains one of these
+        filters: Vec<String>,
+
+        /// Options of the test harness, such as --nocapture
+        #[arg(last = true)]
+        harness: Vec<OsString>,
+    },
+
+    /// Check formatting, lints, documentation and dependencies, warnings denied
+    ///
+    /// Formatting (workspace, BPF crate, fuzz targets); clippy for the host's crates, and for the
+    /// BPF crate with the clippy of the compiler that builds it (Debian's rust-web-clippy or
+    /// rustup's component, installed where missing); rustdoc, private items included; cargo-deny
+    /// with deny.toml. cargo-deny is built into target/tools; where it cannot be installed, or its
+    /// database of advisories cannot be fetched, this is said and the rest counts.
+    Lint,
+
+    /// Do what CI does: lint, then test
+    Ci,
 }
 
 fn main() -> ExitCode {
@@ -97,5 +146,11 @@ fn execute(command: Xtask) -> Result<()> {
         Xtask::Run { release, arguments } => {
             daemon::run(Profile::from_release(release), &arguments)
         }
+        Xtask::Demo { release, arguments } => {
+            demo::demo(Profile::from_release(release), &arguments)
+        }
+        Xtask::Test { filters, harness } => test::test(&filters, &harness),
+        Xtask::Lint => lint::lint(),
+        Xtask::Ci => ci::ci(),
     }
 }

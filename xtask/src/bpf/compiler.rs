@@ -10,9 +10,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::step::output;
+use crate::apt;
+use crate::step::{output, step};
 use crate::workspace::forget_host_toolchain;
 
 /// Names the `rustc` to use, before anything that would be found.
@@ -22,7 +23,7 @@ pub(crate) const OVERRIDE: &str = "LIMPID_BPF_RUSTC";
 #[derive(Debug)]
 pub(crate) struct Compiler {
     /// Who brought it.
-    pub(crate) origin: Origin,
+    origin: Origin,
     /// The folder that holds its `bin` and `lib`.
     sysroot: PathBuf,
     /// As `rustc -vV` gives it under `release`.
@@ -94,8 +95,26 @@ impl Compiler {
     }
 
     /// A program that came with it, or nothing.
-    pub(crate) fn program(&self, name: &str) -> Option<PathBuf> {
+    fn program(&self, name: &str) -> Option<PathBuf> {
         Some(self.sysroot.join("bin").join(name)).filter(|path| path.exists())
+    }
+
+    /// Installs this compiler's clippy if it came without.
+    pub(crate) fn provide_clippy(&self) -> Result<()> {
+        if self.program("cargo-clippy").is_some() && self.program("clippy-driver").is_some() {
+            return Ok(());
+        }
+        match &self.origin {
+            Origin::Override => bail!("the compiler {OVERRIDE} names has no clippy beside it"),
+            Origin::Rustup(name) => {
+                let add = ["component", "add", "clippy", "--toolchain", name];
+                step("adding clippy to the toolchain for BPF", || {
+                    output(Command::new("rustup").args(add))
+                })?;
+                Ok(())
+            }
+            Origin::Debian => apt::install(&["rust-web-clippy"]),
+        }
     }
 
     /// A cargo command that compiles the BPF crate's way: with this compiler, whatever toolchain

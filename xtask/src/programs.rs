@@ -1,0 +1,80 @@
+//! The programs that the integration tests and the demo put around limpid.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::apt;
+
+/// A Debian package and a file of it that shows it is there, however it was installed.
+struct Program {
+    package: &'static str,
+    proof: Proof,
+}
+
+enum Proof {
+    Command(&'static str),
+    File(&'static str),
+}
+
+/// Everything they start. One line here is all that another program takes.
+const PROGRAMS: &[Program] = &[
+    Program {
+        package: "bpftool",
+        proof: Proof::Command("bpftool"),
+    },
+    Program {
+        package: "curl",
+        proof: Proof::Command("curl"),
+    },
+    Program {
+        package: "haproxy",
+        proof: Proof::Command("haproxy"),
+    },
+    Program {
+        package: "iproute2",
+        proof: Proof::Command("ip"),
+    },
+    Program {
+        package: "iptables",
+        proof: Proof::Command("iptables"),
+    },
+    Program {
+        package: "libnginx-mod-stream",
+        proof: Proof::File("/usr/lib/nginx/modules/ngx_stream_module.so"),
+    },
+    Program {
+        package: "nftables",
+        proof: Proof::Command("nft"),
+    },
+    Program {
+        package: "nginx",
+        proof: Proof::Command("nginx"),
+    },
+];
+
+/// Installs what is missing, where packages can be installed.
+pub(crate) fn install() -> Result<()> {
+    let missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|program| !program.present())
+        .map(|p| p.package)
+        .collect();
+    apt::install(&missing)
+}
+
+impl Program {
+    fn present(&self) -> bool {
+        match self.proof {
+            Proof::File(path) => Path::new(path).exists(),
+            Proof::Command(name) => {
+                // Where administrators' commands are is not on every user's path.
+                let path = env::var_os("PATH").unwrap_or_default();
+                env::split_paths(&path)
+                    .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+                    .any(|folder| folder.join(name).is_file())
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Adding up the results that test harnesses print.
+
+use std::fmt;
+
+/// The results of any number of test binaries.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+    /// What was said about each ignored test: its name and, where given, the reason.
+    ignored_tests: Vec<String>,
+}
+
+impl Tally {
+    /// Takes in one line of output.
+    pub(crate) fn read(&mut self, line: &str) {
+        // test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; …
+        if let Some((_, counts)) = line
+            .strip_prefix("test result: ")
+            .and_then(|l| l.split_once(". "))
+        {
+            for count in counts.split("; ") {
+                match count.split_once(' ') {
+                    Some((number, "passed")) => self.passed += number.parse().unwrap_or(0),
+                    Some((number, "failed")) => self.failed += number.parse().unwrap_or(0),
+                    Some((number, "ignored")) => self.ignored += number.parse().unwrap_or(0),
+                    Some(_) | None => {}
+                }
+            }
+        } else if let Some(test) = line.strip_prefix("test ")
+            && let Some((name, reason)) = test.split_once(" ... ignored")
+        {
+            self.ignored_tests
+                .push(format!("{}{reason}", name.trim_end()));
+        }
+    }
+
+    /// Whether a test was found at all.
+    pub(crate) fn any(&self) -> bool {
+        self.passed + self.failed + self.ignored > 0
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for test in &self.ignored_tests {
+            writeln!(f, "ignored: {test}")?;
+        }
+        write!(
+            f,
+            "{} passed, {} failed, {} ignored",
+            self.passed, self.failed, self.ignored
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_binaries_add_up() {
+        let mut tally = Tally::default();
+        assert!(!tally.any());
+        for line in [
+            "running 3 tests",
+            "test header::v1 ... ok",
+            "test splice::sockmap ... ignored, needs root",
+            "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.10s",
+            "test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 2s",
+        ] {
+            tally.read(line);
+        }
+        assert!(tally.any());
+        assert_eq!(
+            tally.to_string(),
+            "ignored: splice::sockmap, needs root\n7 passed, 1 failed, 1 ignored"
+        );
+    }
+}

@@ -92,10 +92,12 @@ fn doc_bpf(toolchain: &Toolchain) -> Result<Verdict> {
     ))
 }
 
-/// Private items too: most of what there is to read here is private.
+/// Private items too: most of what there is to read here is private, and links to it resolve.
 fn documented(doc: &mut Command) -> &mut Command {
-    doc.args(["--no-deps", "--document-private-items"])
-        .env("RUSTDOCFLAGS", "-D warnings")
+    doc.args(["--no-deps", "--document-private-items"]).env(
+        "RUSTDOCFLAGS",
+        "-D warnings -A rustdoc::private-intra-doc-links",
+    )
 }
 
 fn clean(command: &mut Command) -> Result<Verdict> {

@@ -64,9 +64,9 @@ pub(crate) fn test(filters: &[String], harness: &[OsString]) -> Result<()> {
         })?;
     }
 
-    ensure!(tally.any(), "no test matches {}", filters.join(" "));
     println!("\n{tally}");
-    ensure!(clean, "there are failed tests");
+    ensure!(clean, "a test failed, or could not be compiled (see above)");
+    ensure!(tally.any(), "no test matches {}", filters.join(" "));
     Ok(())
 }
 

@@ -23,6 +23,8 @@ mod v2;
 
 #[cfg(any(test, feature = "check"))]
 pub mod check;
+#[cfg(test)]
+mod properties;
 
 pub use decode::{Decoder, LimitError, Limits, Status};
 pub use encode::{Checksum, EncodeError, Subject, encode_v1, encode_v2};

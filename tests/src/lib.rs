@@ -17,5 +17,6 @@ pub mod net;
 pub mod pattern;
 pub mod process;
 pub mod programs;
+pub mod scene;
 pub mod suite;
 pub mod transfer;

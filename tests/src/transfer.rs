@@ -161,6 +161,17 @@ pub async fn expect_reset(from: &mut (impl AsyncRead + Unpin)) -> Result<()> {
     }
 }
 
+/// The other end must close without a byte, one way or the other.
+pub async fn expect_closed(from: &mut (impl AsyncRead + Unpin)) -> Result<()> {
+    let mut byte = [0];
+    match from.read(&mut byte).await {
+        Ok(0) => Ok(()),
+        Ok(_) => anyhow::bail!("a byte instead of the end: {:#04x}", byte[0]),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+        Err(error) => Err(error).context("waiting for the end"),
+    }
+}
+
 /// Closes with a reset: `SO_LINGER` of zero.
 pub fn reset(stream: TcpStream) -> Result<()> {
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;

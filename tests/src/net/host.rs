@@ -96,10 +96,19 @@ impl Host {
 
     /// Runs a command line (split at spaces) to its end and returns what it printed.
     pub fn sh(&self, line: &str) -> Result<String> {
-        let output = self.try_sh(line)?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let Some((program, args)) = words.split_first() else {
+            bail!("empty command line")
+        };
+        self.run(program, args)
+    }
+
+    /// Runs a program to its end and returns what it printed.
+    pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+        let output = self.try_run(program, args)?;
         ensure!(
             output.status.success(),
-            "{}: `{line}`: {}: {}",
+            "{}: {program} {args:?}: {}: {}",
             self.name,
             output.status,
             String::from_utf8_lossy(&output.stderr).trim()
@@ -107,15 +116,12 @@ impl Host {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Like [`Self::sh`], for commands whose failure is an answer.
-    pub fn try_sh(&self, line: &str) -> Result<Output> {
-        let mut words = line.split_whitespace().map(str::to_owned);
-        let Some(program) = words.next() else {
-            bail!("empty command line")
-        };
-        let args: Vec<String> = words.collect();
-        self.block(move || Command::new(program).args(args).output())?
-            .with_context(|| format!("{}: `{line}`", self.name))
+    /// Like [`Self::run`], for programs whose failure is an answer.
+    pub fn try_run(&self, program: &str, args: &[&str]) -> Result<Output> {
+        let mut command = Command::new(program);
+        command.args(args);
+        self.block(move || command.output())?
+            .with_context(|| format!("{}: {program}", self.name))
     }
 
     /// `ip ARGS` of iproute2.

@@ -49,18 +49,12 @@ impl Link {
             }
             LinkKind::Bridge => {
                 let port = format!("{}p{}", near.interface, far.address.0);
-                if near
-                    .host
-                    .try_sh(&format!("ip link show {}", near.interface))?
-                    .status
-                    .success()
-                {
-                    veth(near.host, &port, far.host, far.interface)?;
-                } else {
+                let bridge = near.host.try_run("ip", &["link", "show", near.interface])?;
+                if !bridge.status.success() {
                     near.host
                         .ip(&format!("link add {} type bridge", near.interface))?;
-                    veth(near.host, &port, far.host, far.interface)?;
                 }
+                veth(near.host, &port, far.host, far.interface)?;
                 near.host
                     .ip(&format!("link set {port} master {} up", near.interface))?;
                 None

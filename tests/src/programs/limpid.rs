@@ -86,7 +86,6 @@ pub struct Limpid {
     instance: String,
     control: PathBuf,
     bpffs: PathBuf,
-    stdio: PathBuf,
     // Last: pins go when nothing uses them any more.
     _mount: BpfFs,
 }
@@ -109,7 +108,11 @@ impl Limpid {
         let control = lab.path().join(format!("{name}.sock"));
         let instance = format!("test-{}", host.name());
         let mut args = vec!["run".to_owned(), "--log-format=json".to_owned()];
-        args.extend(common(&instance, &mount.path, Some(&control)));
+        args.extend([
+            instance_arg(&instance),
+            bpffs_arg(&mount.path),
+            control_arg(&control),
+        ]);
         args.extend(options.args.iter().cloned());
         let process = Process::start(host, lab.path(), &name, &limpid_binary()?, &args)?;
         let bpffs = mount.path.clone();
@@ -118,7 +121,6 @@ impl Limpid {
             instance,
             control,
             bpffs,
-            stdio: lab.path().to_owned(),
             _mount: mount,
         })
     }
@@ -141,17 +143,11 @@ impl Limpid {
     /// The flows of `limpid flows --json`.
     pub fn flows(&self, host: &Host) -> Result<Vec<Value>> {
         let mut args = vec!["flows".to_owned(), "--json".to_owned()];
-        args.extend(common(&self.instance, &self.bpffs, Some(&self.control)));
+        args.extend([instance_arg(&self.instance), control_arg(&self.control)]);
         let output = run(host, &args)?;
         ensure!(output.status.success(), "limpid flows: {}", show(&output));
         let text = String::from_utf8(output.stdout)?;
-        // An array, or an object a line.
-        if text.trim_start().starts_with('[') {
-            return Ok(serde_json::from_str(&text)?);
-        }
-        text.lines()
-            .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
-            .collect()
+        serde_json::from_str(&text).with_context(|| text)
     }
 
     /// Waits until `limpid flows` shows `count` flows, and returns them.
@@ -164,7 +160,7 @@ impl Limpid {
     /// Runs `limpid cleanup`, which must succeed.
     pub fn cleanup(&self, host: &Host) -> Result<String> {
         let mut args = vec!["cleanup".to_owned()];
-        args.extend(common(&self.instance, &self.bpffs, None));
+        args.extend([instance_arg(&self.instance), bpffs_arg(&self.bpffs)]);
         let output = run(host, &args)?;
         ensure!(output.status.success(), "limpid cleanup: {}", show(&output));
         Ok(show(&output))
@@ -228,11 +224,6 @@ impl Limpid {
             }
         }
         Ok(found)
-    }
-
-    /// Where its files are.
-    pub fn directory(&self) -> &Path {
-        &self.stdio
     }
 }
 
@@ -299,13 +290,16 @@ pub fn show(output: &Output) -> String {
     )
 }
 
-fn common(instance: &str, bpffs: &Path, control: Option<&Path>) -> Vec<String> {
-    let mut args = vec![
-        format!("--instance={instance}"),
-        format!("--bpffs={}", bpffs.display()),
-    ];
-    args.extend(control.map(|control| format!("--control={}", control.display())));
-    args
+fn instance_arg(instance: &str) -> String {
+    format!("--instance={instance}")
+}
+
+fn bpffs_arg(path: &Path) -> String {
+    format!("--bpffs={}", path.display())
+}
+
+fn control_arg(path: &Path) -> String {
+    format!("--control={}", path.display())
 }
 
 /// A bpffs that is there as long as the guard that mounted it.

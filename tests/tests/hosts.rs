@@ -1,0 +1,90 @@
+//! Hosts as they are found: firewalls, reverse path filters, Docker. limpid works on them, and
+//! changes nothing of theirs.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use limpid_tests::firewall;
+use limpid_tests::header::Version;
+use limpid_tests::host_state::{HostState, ensure_unchanged};
+use limpid_tests::net::{Family, LinkKind, Plan, Topology};
+use limpid_tests::programs::Engine;
+use limpid_tests::scene::{LISTEN, Scene};
+use limpid_tests::suite::{Lab, Need, Suite};
+use limpid_tests::transfer::{self, Flow};
+
+const IPTABLES: Need = Need::Program("/usr/sbin/iptables");
+
+fn main() -> ExitCode {
+    let mut suite = Suite::new();
+    for family in Family::ALL {
+        for engine in Engine::ALL {
+            for forward in [false, true] {
+                let name = if forward {
+                    "forwarding"
+                } else {
+                    "not_forwarding"
+                };
+                suite.test(
+                    format!("strict_{name}_{family}_{engine}"),
+                    &[IPTABLES],
+                    move |lab| async move { strict(&lab, forward, family, engine).await },
+                );
+            }
+            suite.test(
+                format!("docker_{family}_{engine}"),
+                &[IPTABLES],
+                move |lab| async move { docker(&lab, family, engine).await },
+            );
+        }
+    }
+    suite.run()
+}
+
+/// INPUT policy DROP, conntrack's INVALID dropped, ESTABLISHED accepted; strict reverse path filter.
+async fn strict(lab: &Lab, forward: bool, family: Family, engine: Engine) -> Result<()> {
+    let net = Topology::standard()?;
+    for interface in ["all", "default", "transit", "inside"] {
+        net.proxy
+            .sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "1")?;
+    }
+    if forward {
+        net.enable_forwarding()?;
+    }
+    firewall::strict_input(&net.proxy, LISTEN)?;
+    works_and_changes_nothing(net, lab, family, engine).await
+}
+
+/// Backends on Docker's bridge, with Docker's rules, and its masquerading.
+async fn docker(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+    let net = Topology::build(&Plan {
+        inside: LinkKind::Bridge,
+        ..Plan::default()
+    })?;
+    net.enable_forwarding()?;
+    firewall::docker(&net.proxy, "inside")?;
+    works_and_changes_nothing(net, lab, family, engine).await
+}
+
+async fn works_and_changes_nothing(
+    net: Topology,
+    lab: &Lab,
+    family: Family,
+    engine: Engine,
+) -> Result<()> {
+    let before = HostState::configuration(&net.proxy)?;
+    let scene = Scene::on(net, lab, family, |options| {
+        options.accept_proxy(family.everything()).engine(engine)
+    })
+    .await?;
+    for version in Version::ALL {
+        let client = scene.new_client();
+        let mut pair = scene.open_as(version, client).await?;
+        ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
+        ensure_unchanged(&before, &HostState::configuration(&scene.net.proxy)?)?;
+        let (up, down) = (Flow::new(500_000, 1), Flow::new(500_000, 2));
+        transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
+    }
+    scene.records_of(2, engine).await?;
+    ensure_unchanged(&before, &HostState::configuration(&scene.net.proxy)?)
+}

@@ -1,0 +1,304 @@
+//! Whom the backend sees: the client that the header names, with its port.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use limpid_tests::header::{self, Version};
+use limpid_tests::net::{Family, Impairment, LinkKind, Plan, Topology};
+use limpid_tests::programs::{Engine, Haproxy, Limpid, Nginx, Options};
+use limpid_tests::scene::{LISTEN, Scene};
+use limpid_tests::suite::{HAPROXY, Lab, NGINX, Need, Suite};
+use limpid_tests::transfer::{self, Flow};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+fn main() -> ExitCode {
+    let mut suite = Suite::new();
+    for family in Family::ALL {
+        for engine in Engine::ALL {
+            for version in Version::ALL {
+                suite.test(
+                    format!("{version}_{family}_{engine}"),
+                    &[],
+                    move |lab| async move { named_client(&lab, version, family, engine).await },
+                );
+            }
+            suite.test(
+                format!("same_client_twice_{family}_{engine}"),
+                &[],
+                move |lab| async move { same_client_twice(&lab, family, engine).await },
+            );
+            for (name, link, needs) in [
+                ("bridge", LinkKind::Bridge, &[][..]),
+                ("l3", LinkKind::Tun(Impairment::default()), &[Need::Tun]),
+            ] {
+                suite.test(
+                    format!("behind_{name}_{family}_{engine}"),
+                    needs,
+                    move |lab| async move { behind(&lab, link, family, engine).await },
+                );
+            }
+            suite.test(
+                format!("from_l3_downstream_{family}_{engine}"),
+                &[Need::Tun],
+                move |lab| async move { from_l3(&lab, family, engine).await },
+            );
+            for (name, options) in [
+                ("v1", "send-proxy"),
+                ("v2", "send-proxy-v2"),
+                ("v2_tlvs", "send-proxy-v2 proxy-v2-options crc32c,unique-id"),
+            ] {
+                suite.test(
+                    format!("haproxy_{name}_to_nginx_{family}_{engine}"),
+                    &[HAPROXY, NGINX],
+                    move |lab| async move { haproxy_to_nginx(&lab, options, family, engine).await },
+                );
+            }
+        }
+        suite.test(
+            format!("plain_listener_{family}"),
+            &[],
+            move |lab| async move { plain_listener(&lab, family).await },
+        );
+        suite.test(
+            format!("mismatch_is_refused_{family}"),
+            &[],
+            move |lab| async move { mismatch_is_refused(&lab, family).await },
+        );
+        suite.test(
+            format!("mismatch_by_proxy_{family}"),
+            &[],
+            move |lab| async move { mismatch_by_proxy(&lab, family).await },
+        );
+        suite.test(
+            format!("own_addresses_{family}"),
+            &[],
+            move |lab| async move { headers_without_client(&lab, family).await },
+        );
+    }
+    suite.test("mapped_client_is_an_ipv4_client", &[], |lab| async move {
+        mapped(&lab).await
+    });
+    suite.run()
+}
+
+/// The backend's `accept` returns exactly what the header says.
+async fn named_client(lab: &Lab, version: Version, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(lab, family, engine).await?;
+    let client = scene.new_client();
+    let mut pair = scene.open_as(version, client).await?;
+    ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
+    let (up, down) = (Flow::new(10_000, 1), Flow::new(20_000, 2));
+    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
+    let record = scene
+        .records_of(1, engine)
+        .await?
+        .pop()
+        .context("no record")?;
+    ensure!(record.get("client")? == client.to_string(), "{record:?}");
+    ensure!(
+        record.get("peer")? == pair.client.local_addr()?.to_string(),
+        "{record:?}"
+    );
+    ensure!(
+        record.get("upstream")? == pair.server.local_addr()?.to_string(),
+        "{record:?}"
+    );
+    ensure!(record.get("bytes_up")? == "10000", "{record:?}");
+    ensure!(record.get("bytes_down")? == "20000", "{record:?}");
+    for duration in ["header_ms", "connect_ms", "total_ms"] {
+        ensure!(
+            (0.0..10_000.0).contains(&record.number(duration)?),
+            "{record:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Two connections at once whose headers name the same client and port: the second takes another
+/// port, and neither sees the other's bytes.
+async fn same_client_twice(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(lab, family, engine).await?;
+    let client = scene.new_client();
+    let mut first = scene.open_as(Version::V2, client).await?;
+    let mut second = scene.open_as(Version::V1, client).await?;
+    ensure!(
+        first.peer == client,
+        "the first keeps its port: {}",
+        first.peer
+    );
+    ensure!(
+        second.peer.ip() == client.ip() && second.peer != client,
+        "{}",
+        second.peer
+    );
+    tokio::try_join!(
+        transfer::exchange(
+            &mut first.client,
+            &mut first.server,
+            Flow::new(300_000, 1),
+            Flow::new(200_000, 2)
+        ),
+        transfer::exchange(
+            &mut second.client,
+            &mut second.server,
+            Flow::new(200_000, 3),
+            Flow::new(300_000, 4)
+        ),
+    )?;
+    Ok(())
+}
+
+/// Backends behind a bridge of the proxy host, and behind a device without Ethernet headers.
+async fn behind(lab: &Lab, inside: LinkKind, family: Family, engine: Engine) -> Result<()> {
+    let plan = Plan {
+        inside,
+        ..Plan::default()
+    };
+    let scene = Scene::with(lab, family, &plan, |options| options.engine(engine)).await?;
+    check(&scene, engine).await
+}
+
+/// The same with such a device on the downstream side.
+async fn from_l3(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+    let plan = Plan {
+        transit: LinkKind::Tun(Impairment::default()),
+        ..Plan::default()
+    };
+    let scene = Scene::with(lab, family, &plan, |options| options.engine(engine)).await?;
+    check(&scene, engine).await
+}
+
+async fn check(scene: &Scene, engine: Engine) -> Result<()> {
+    let client = scene.new_client();
+    let mut pair = scene.open_as(Version::V2, client).await?;
+    ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
+    let (up, down) = (Flow::new(2_000_000, 1), Flow::new(1_000_000, 2));
+    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
+    scene.records_of(1, engine).await.map(drop)
+}
+
+/// A real edge and a real backend, neither of which knows of limpid.
+async fn haproxy_to_nginx(lab: &Lab, send: &str, family: Family, engine: Engine) -> Result<()> {
+    let net = Topology::standard()?;
+    let backend = net.backend_addr(family, 80);
+    let nginx = Nginx::http(&net.backend, lab.path(), backend, "")?;
+    let listen = net.proxy_addr(family, LISTEN);
+    let options = Options::new(listen, backend)
+        .accept_proxy(&net.edge_transit_ip(family).to_string())
+        .engine(engine);
+    let limpid = Limpid::start(&net.proxy, lab, &options)?;
+    let edge = net.edge_addr(family, 8080);
+    let _edge = Haproxy::start(&net.edge, lab.path(), (edge, ""), (listen, send))?;
+    let mut client = net.client.connect(edge).await?;
+    let from = client.local_addr()?;
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await?;
+    ensure!(answer.contains("200 OK"), "{answer}");
+    let requests = nginx.wait_for_requests(1).await?;
+    ensure!(requests[0].remote == from, "{requests:?}, not {from}");
+    let records = limpid.wait_for_access_lines(1).await?;
+    ensure!(records[0].get("client")? == from.to_string(), "{records:?}");
+    ensure!(records[0].get("engine")? == engine.name(), "{records:?}");
+    Ok(())
+}
+
+/// Without headers it is a TCP proxy like others: its own address upstream.
+async fn plain_listener(lab: &Lab, family: Family) -> Result<()> {
+    let net = Topology::standard()?;
+    let scene = Scene::on(net, lab, family, |options| options).await?;
+    let mut pair = scene.open_with(b"").await?;
+    ensure!(
+        pair.peer.ip() == scene.net.proxy_inside_ip(family),
+        "seen as {}",
+        pair.peer
+    );
+    let (up, down) = (Flow::new(100_000, 1), Flow::new(100_000, 2));
+    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await
+}
+
+/// A client of the family that the upstream does not have cannot be its source.
+async fn mismatch_is_refused(lab: &Lab, family: Family) -> Result<()> {
+    let net = Topology::standard()?;
+    let scene = Scene::on(net, lab, family, |options| {
+        options.accept_proxy(family.everything())
+    })
+    .await?;
+    let header = mismatched(&scene);
+    let mut client = scene.connect().await?;
+    client.write_all(&header).await?;
+    transfer::expect_closed(&mut client).await?;
+    scene.expect_no_arrival(Duration::from_millis(100)).await?;
+    let record = scene.record().await?;
+    ensure!(
+        format!("{record:?}").contains("mismatch"),
+        "the reason has a name: {record:?}"
+    );
+    Ok(())
+}
+
+/// It may be told to use its own address then.
+async fn mismatch_by_proxy(lab: &Lab, family: Family) -> Result<()> {
+    let net = Topology::standard()?;
+    let scene = Scene::on(net, lab, family, |options| {
+        options
+            .accept_proxy(family.everything())
+            .with("--source-mismatch=proxy")
+    })
+    .await?;
+    let header = mismatched(&scene);
+    let mut pair = scene.open_with(&header).await?;
+    ensure!(
+        pair.peer.ip() == scene.net.proxy_inside_ip(family),
+        "seen as {}",
+        pair.peer
+    );
+    let (up, down) = (Flow::new(100_000, 1), Flow::new(100_000, 2));
+    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await
+}
+
+fn mismatched(scene: &Scene) -> Vec<u8> {
+    let other = scene.family.other();
+    let client = SocketAddr::new(scene.net.elsewhere(other, 9), 4711);
+    header::v2(client, scene.net.proxy_addr(other, LISTEN), &[])
+}
+
+/// Rules 14, 16 and 17: headers that name no usable client are accepted, and the other end of the
+/// connection is the client.
+async fn headers_without_client(lab: &Lab, family: Family) -> Result<()> {
+    let scene = Scene::start(lab, family, Engine::Copy).await?;
+    let load_balancer = header::v2_raw(0x20, 0x11, &[0xea; 84]);
+    let headers: [&[u8]; 5] = [
+        b"PROXY UNKNOWN\r\n",
+        b"PROXY UNKNOWN ffff::1 what ever 0 0\r\n",
+        &header::v2_raw(0x20, 0x00, &[]),
+        &load_balancer,
+        &header::v2_raw(0x21, 0x00, &[]),
+    ];
+    for header in headers {
+        let mut pair = scene.open_with(&[header, b"hello"].concat()).await?;
+        let edge = pair.client.local_addr()?;
+        ensure!(
+            pair.peer == edge,
+            "{header:?}: seen as {}, not {edge}",
+            pair.peer
+        );
+        transfer::expect_bytes(&mut pair.server, b"hello").await?;
+    }
+    Ok(())
+}
+
+/// Rule 13: `::ffff:a.b.c.d` under TCP6 is an IPv4 client.
+async fn mapped(lab: &Lab) -> Result<()> {
+    let scene = Scene::start(lab, Family::V4, Engine::Copy).await?;
+    let header = b"PROXY TCP6 ::ffff:203.0.113.5 2001:db8::1 4000 443\r\n";
+    let pair = scene.open_with(header).await?;
+    ensure!(
+        pair.peer.to_string() == "203.0.113.5:4000",
+        "seen as {}",
+        pair.peer
+    );
+    Ok(())
+}

@@ -1,0 +1,411 @@
+//! How flows end, and how the daemon does.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use limpid_tests::header::Version;
+use limpid_tests::host_state::{HostState, ensure_unchanged};
+use limpid_tests::net::{Family, Plan, Topology};
+use limpid_tests::programs::{Engine, Limpid, Options};
+use limpid_tests::scene::{LISTEN, Pair, Scene, UPSTREAM};
+use limpid_tests::suite::{Lab, Suite, scaled};
+use limpid_tests::transfer::{self, Flow};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+/// Longer than any end takes that is not waited for.
+const PROMPT: Duration = Duration::from_secs(5);
+
+/// Somebody else's filter: a classic BPF program of one instruction, which matches nothing.
+const FOREIGN_FILTER: [&str; 12] = [
+    "filter",
+    "add",
+    "dev",
+    "inside",
+    "egress",
+    "pref",
+    "7",
+    "bpf",
+    "bytecode",
+    "1,6 0 0 0",
+    "classid",
+    "1:1",
+];
+
+/// When a connection is reset.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    BeforeHeader,
+    DuringHeader,
+    AfterConnect,
+    MidTransfer,
+}
+
+/// Who resets it.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    Client,
+    Backend,
+}
+
+fn main() -> ExitCode {
+    let mut suite = Suite::new();
+    let resets = [
+        ("client_before_header", Side::Client, Stage::BeforeHeader),
+        ("client_during_header", Side::Client, Stage::DuringHeader),
+        ("client_after_connect", Side::Client, Stage::AfterConnect),
+        ("client_mid_transfer", Side::Client, Stage::MidTransfer),
+        ("backend_after_connect", Side::Backend, Stage::AfterConnect),
+        ("backend_mid_transfer", Side::Backend, Stage::MidTransfer),
+    ];
+    for family in Family::ALL {
+        for engine in Engine::ALL {
+            for (name, side, stage) in resets {
+                suite.test(
+                    format!("reset_by_{name}_{family}_{engine}"),
+                    &[],
+                    move |lab| async move { reset(&lab, side, stage, family, engine).await },
+                );
+            }
+            for (name, from_client) in [("client", true), ("backend", false)] {
+                suite.test(
+                    format!("half_close_by_{name}_{family}_{engine}"),
+                    &[],
+                    move |lab| async move { half_close(&lab, from_client, family, engine).await },
+                );
+            }
+            suite.test(
+                format!("idle_timeout_{family}_{engine}"),
+                &[],
+                move |lab| async move { idle_timeout(&lab, family, engine).await },
+            );
+            suite.test(
+                format!("half_close_timeout_{family}_{engine}"),
+                &[],
+                move |lab| async move { half_close_timeout(&lab, family, engine).await },
+            );
+            suite.test(
+                format!("sigterm_drains_{family}_{engine}"),
+                &[],
+                move |lab| async move { sigterm_drains(&lab, family, engine).await },
+            );
+            suite.test(
+                format!("drain_deadline_{family}_{engine}"),
+                &[],
+                move |lab| async move { drain_deadline(&lab, family, engine).await },
+            );
+            suite.test(
+                format!("sigkill_{family}_{engine}"),
+                &[],
+                move |lab| async move { sigkill(&lab, family, engine).await },
+            );
+        }
+        suite.test(
+            format!("backend_refuses_{family}"),
+            &[],
+            move |lab| async move { backend_refuses(&lab, family).await },
+        );
+        suite.test(
+            format!("replies_do_not_come_back_{family}"),
+            &[],
+            move |lab| async move { replies_do_not_come_back(&lab, family).await },
+        );
+    }
+    suite.run()
+}
+
+/// A reset is passed on as a reset, at whatever stage it comes.
+async fn reset(lab: &Lab, side: Side, stage: Stage, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(lab, family, engine).await?;
+    let header = Version::V2.header(scene.new_client(), scene.address());
+    let mut client = scene.connect().await?;
+    match stage {
+        Stage::BeforeHeader | Stage::DuringHeader => {
+            let length = if matches!(stage, Stage::BeforeHeader) {
+                0
+            } else {
+                header.len() / 2
+            };
+            client.write_all(&header[..length]).await?;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            transfer::reset(client)?;
+            return scene.expect_no_arrival(Duration::from_millis(150)).await;
+        }
+        Stage::AfterConnect | Stage::MidTransfer => {}
+    }
+    client.write_all(&header).await?;
+    let (server, _) = scene.accept().await?;
+    let (mut resetting, mut other) = match side {
+        Side::Client => (client, server),
+        Side::Backend => (server, client),
+    };
+    if matches!(stage, Stage::MidTransfer) {
+        // Both directions full: the one resets while it sends, and with unread bytes.
+        let flow = Flow::new(u64::MAX, 1);
+        let sending = async { flow.send(&mut resetting).await };
+        let reading = async { Flow::new(1 << 20, 1).receive(&mut other).await };
+        tokio::select! {
+            sent = sending => bail!("sent for ever: {sent:?}"),
+            read = reading => read?,
+        }
+        let blasting = async { flow.send(&mut other).await };
+        if let Ok(sent) = timeout(Duration::from_millis(200), blasting).await {
+            bail!("sent for ever: {sent:?}");
+        }
+    } else {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    transfer::reset(resetting)?;
+    timeout(scaled(PROMPT), transfer::expect_reset(&mut other))
+        .await
+        .context("no reset came")??;
+    let record = scene
+        .records_of(1, engine)
+        .await?
+        .pop()
+        .context("no record")?;
+    ensure!(record.get("end")?.contains("reset"), "{record:?}");
+    Ok(())
+}
+
+/// One direction ends; the other goes on for as long as it likes.
+async fn half_close(lab: &Lab, from_client: bool, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(lab, family, engine).await?;
+    let Pair { client, server, .. } = scene.open().await?;
+    let (mut first, mut second) = if from_client {
+        (client, server)
+    } else {
+        (server, client)
+    };
+    let (request, answer) = (Flow::new(100_000, 1), Flow::new(3_000_000, 2));
+    tokio::try_join!(
+        request.send_to_end(&mut first),
+        request.receive_to_end(&mut second)
+    )?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::try_join!(
+        answer.send_to_end(&mut second),
+        answer.receive_to_end(&mut first)
+    )?;
+    scene.records_of(1, engine).await.map(drop)
+}
+
+/// Bytes in either direction keep a flow; without any it ends.
+async fn idle_timeout(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::with(lab, family, &Plan::default(), |options| {
+        options.engine(engine).with("--idle-timeout=2s")
+    })
+    .await?;
+    let mut pair = scene.open().await?;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        pair.server.write_all(b"x").await?;
+        transfer::expect_bytes(&mut pair.client, b"x")
+            .await
+            .context("while it was in use")?;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let begun = Instant::now();
+    timeout(scaled(PROMPT), async {
+        transfer::expect_closed(&mut pair.client).await?;
+        transfer::expect_closed(&mut pair.server).await
+    })
+    .await
+    .context("not closed when idle")??;
+    ensure!(
+        begun.elapsed() > Duration::from_secs(1),
+        "closed after {:?}",
+        begun.elapsed()
+    );
+    let record = scene
+        .records_of(1, engine)
+        .await?
+        .pop()
+        .context("no record")?;
+    ensure!(record.get("end")?.contains("idle"), "{record:?}");
+    Ok(())
+}
+
+/// A flow with one direction closed may be quiet for less long.
+async fn half_close_timeout(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::with(lab, family, &Plan::default(), |options| {
+        options.engine(engine).with("--half-close-timeout=1s")
+    })
+    .await?;
+    let mut pair = scene.open().await?;
+    pair.client.shutdown().await?;
+    transfer::expect_end(&mut pair.server).await?;
+    timeout(scaled(PROMPT), async {
+        transfer::expect_closed(&mut pair.client).await?;
+        // Whatever the server still sends meets a closed connection.
+        while pair.server.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok::<(), anyhow::Error>(())
+    })
+    .await
+    .context("not closed")??;
+    let record = scene
+        .records_of(1, engine)
+        .await?
+        .pop()
+        .context("no record")?;
+    ensure!(record.get("end")?.contains("half"), "{record:?}");
+    Ok(())
+}
+
+/// SIGTERM: no new connections, the old ones go on to their own end, then nothing is left.
+async fn sigterm_drains(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+    let net = Topology::standard()?;
+    let before = HostState::with_filters(&net.proxy)?;
+    let mut scene = Scene::on(net, lab, family, |options| {
+        options
+            .accept_proxy(family.everything())
+            .engine(engine)
+            .with("--drain-timeout=60s")
+    })
+    .await?;
+    let mut pair = scene.open().await?;
+    scene
+        .limpid
+        .process()
+        .signal(nix::sys::signal::Signal::SIGTERM)?;
+    let begun = Instant::now();
+    while scene.connect().await.is_ok() {
+        ensure!(
+            begun.elapsed() < scaled(PROMPT),
+            "connections are still accepted"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    ensure!(
+        scene.limpid.process().ended()?.is_none(),
+        "ended with a flow open"
+    );
+    let (up, down) = (Flow::new(1_000_000, 1), Flow::new(2_000_000, 2));
+    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
+    let status = scene.limpid.process().wait(scaled(PROMPT))?;
+    ensure!(status.success(), "{status}");
+    scene.records_of(1, engine).await?;
+    ensure!(
+        scene.limpid.pinned()?.is_empty(),
+        "left: {:?}",
+        scene.limpid.pinned()?
+    );
+    ensure_unchanged(&before, &HostState::with_filters(&scene.net.proxy)?)
+}
+
+/// Flows that outlast the deadline are closed.
+async fn drain_deadline(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+    let mut scene = Scene::with(lab, family, &Plan::default(), |options| {
+        options.engine(engine).with("--drain-timeout=1s")
+    })
+    .await?;
+    let mut pair = scene.open().await?;
+    let begun = Instant::now();
+    let status = scene.limpid.terminate(scaled(PROMPT))?;
+    ensure!(status.success(), "{status}");
+    ensure!(
+        begun.elapsed() > Duration::from_millis(900),
+        "after {:?}",
+        begun.elapsed()
+    );
+    transfer::expect_closed(&mut pair.client).await?;
+    transfer::expect_closed(&mut pair.server).await?;
+    scene.records_of(1, engine).await.map(drop)
+}
+
+/// Killed: `cleanup` removes what is left and nothing else, and a new daemon starts either way.
+async fn sigkill(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+    let net = Topology::standard()?;
+    // Another's filter, on the very interface: the qdisc is no longer limpid's to remove.
+    net.proxy.sh("tc qdisc add dev inside clsact")?;
+    net.proxy.run("tc", &FOREIGN_FILTER)?;
+    let filters = net.proxy.sh("tc filter show dev inside egress")?;
+    ensure!(!filters.is_empty(), "the other's filter is not there");
+    let before = HostState::with_filters(&net.proxy)?;
+    let options = |options: Options| options.accept_proxy(family.everything()).engine(engine);
+    let mut scene = Scene::on(net, lab, family, options).await?;
+    let pair = scene.open().await?;
+    scene.limpid.kill()?;
+    drop(pair);
+
+    let address = scene.net.proxy_addr(family, LISTEN);
+    let upstream = scene.net.backend_addr(family, UPSTREAM);
+    let again = Limpid::start(
+        &scene.net.proxy,
+        lab,
+        &options(Options::new(address, upstream)),
+    )?;
+    let mut pair = scene.open().await.context("after a restart")?;
+    let (up, down) = (Flow::new(100_000, 1), Flow::new(100_000, 2));
+    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
+    let mut again = again;
+    again.kill()?;
+
+    again.cleanup(&scene.net.proxy)?;
+    ensure!(again.pinned()?.is_empty(), "left: {:?}", again.pinned()?);
+    ensure_unchanged(&before, &HostState::with_filters(&scene.net.proxy)?)?;
+    let after = scene.net.proxy.sh("tc filter show dev inside egress")?;
+    ensure!(
+        filters == after,
+        "the other's filter changed:\n{filters}\n{after}"
+    );
+    again
+        .cleanup(&scene.net.proxy)
+        .context("a second time")
+        .map(drop)
+}
+
+/// A backend without a listener: the client is told by a closed connection, the operator by a name.
+async fn backend_refuses(lab: &Lab, family: Family) -> Result<()> {
+    let net = Topology::standard()?;
+    let listen = net.proxy_addr(family, LISTEN);
+    let options =
+        Options::new(listen, net.backend_addr(family, 9)).accept_proxy(family.everything());
+    let limpid = Limpid::start(&net.proxy, lab, &options)?;
+    let mut client = net.edge.connect(listen).await?;
+    let from = std::net::SocketAddr::new(net.elsewhere(family, 5), 5000);
+    client.write_all(&Version::V2.header(from, listen)).await?;
+    timeout(scaled(PROMPT), transfer::expect_closed(&mut client))
+        .await
+        .context("not closed")??;
+    let record = limpid
+        .wait_for_access_lines(1)
+        .await?
+        .pop()
+        .context("no record")?;
+    ensure!(record.get("end")? == "upstream-refused", "{record:?}");
+    Ok(())
+}
+
+/// SYNs leave and nothing returns: the message says so, and where to look.
+async fn replies_do_not_come_back(lab: &Lab, family: Family) -> Result<()> {
+    let scene = Scene::with(lab, family, &Plan::default(), |options| {
+        options.with("--connect-timeout=2s")
+    })
+    .await?;
+    for version in ["-4", "-6"] {
+        scene
+            .net
+            .backend
+            .ip(&format!("{version} route del default"))?;
+    }
+    let mut client = scene.connect().await?;
+    client
+        .write_all(&Version::V2.header(scene.new_client(), scene.address()))
+        .await?;
+    let mut rest = Vec::new();
+    // Closed one way or the other.
+    let _ = timeout(scaled(PROMPT), client.read_to_end(&mut rest))
+        .await
+        .context("not closed")?;
+    let record = scene.record().await?;
+    ensure!(record.get("end")? == "upstream-no-reply", "{record:?}");
+    let detail = record.get("detail")?;
+    for part in ["SYN", "route", "come back"] {
+        ensure!(detail.contains(part), "{part:?} is missing: {detail}");
+    }
+    Ok(())
+}

@@ -5,9 +5,12 @@
 use proxy_header::{ParseConfig, ProxyHeader};
 
 use super::{
-    Checksum, Decoder, EncodeError, Endpoints, Header, Limits, Refusal, Status, Subject, Tlvs,
-    Version, encode_v1, encode_v2,
+    Absence, Checksum, Decoder, EncodeError, Endpoints, Header, Limits, Refusal, Status, Subject,
+    Tlvs, Version, encode_v1, encode_v2,
 };
+
+/// What a checksum takes, with its type and length.
+const CHECKSUM_LEN: usize = 7;
 
 /// Decodes `bytes` and checks the answer against what [`Decoder`] promises.
 pub fn decode(bytes: &[u8]) {
@@ -75,7 +78,7 @@ fn proxy_header_agrees(header: &Header, bytes: &[u8]) {
             assert_eq!(header.tlvs.ssl(), theirs.ssl());
         }
         (Endpoints::Absent(_), Ok((_, len))) => assert_eq!(bytes.len(), len),
-        (Endpoints::Absent(super::Absence::Local), Err(_)) => {}
+        (Endpoints::Absent(Absence::Local), Err(_)) => {}
         (endpoints, Err(error)) => panic!("{endpoints:?} here, {error} in proxy-header"),
     }
 }
@@ -107,7 +110,7 @@ pub fn round_trip(bytes: &[u8]) {
                     assert_eq!(tlvs.crc32c().is_some(), checksum == Checksum::Compute);
                 }
             }
-            // A header that was full has no room for a checksum or for longer addresses.
+            // A header that was full has no room for a checksum of its own.
             Err(error) => {
                 assert_eq!(error, EncodeError::TlvsTooLong);
                 assert!(

@@ -190,9 +190,7 @@ proptest! {
         }
         let mut text = texts.join(":");
         let hex_groups = if dotted { 6 } else { 8 };
-        if let Some((start, len)) = elided
-            && start + len <= hex_groups
-        {
+        if let Some((start, len)) = elided.filter(|(start, len)| start + len <= hex_groups) {
             text = format!("{}::{}", texts[..start].join(":"), texts[start + len..].join(":"));
         }
         if upper {

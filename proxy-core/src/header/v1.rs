@@ -94,27 +94,23 @@ impl<'a> Line<'a> {
     }
 
     /// Reads a field and the byte that ends it, which `may_end` approves of.
+    ///
+    /// What the field is comes before what ends it, in the order of the bytes.
     fn field<T: Field>(&mut self, may_end: impl Fn(u8) -> bool) -> Result<(T, u8), Stop> {
         let (text, end) = self.until(|byte| matches!(byte, b' ' | b'\r' | b'\n'));
-        // What is not UTF-8 is no field, and no beginning of one.
-        let text = str::from_utf8(text).map_err(|_| T::REFUSAL)?;
-        let Some(end) = end else {
-            return Err(if T::may_become(text) {
-                self.more()
-            } else {
-                T::REFUSAL.into()
-            });
+        let Some(text) = str::from_utf8(text).ok().filter(|text| T::may_become(text)) else {
+            return Err(T::REFUSAL.into());
         };
-        // In the order in which the bytes came: first what the field is, then what ends it.
-        match T::parse(text) {
-            Some(field) if may_end(end) => {
+        match (T::parse(text), end) {
+            (_, None) => Err(self.more()),
+            (_, Some(b'\n')) => Err(Refusal::V1LineEnding.into()),
+            (Some(field), Some(end)) if may_end(end) => {
                 self.at += text.len() + 1;
                 Ok((field, end))
             }
-            None if !T::may_become(text) => Err(T::REFUSAL.into()),
-            _ if end == b'\n' => Err(Refusal::V1LineEnding.into()),
-            None if !text.is_empty() => Err(T::REFUSAL.into()),
-            Some(_) | None => Err(Refusal::V1Fields.into()),
+            // A beginning of a field, and no more of it.
+            (None, Some(_)) if !text.is_empty() => Err(T::REFUSAL.into()),
+            (Some(_) | None, Some(_)) => Err(Refusal::V1Fields.into()),
         }
     }
 

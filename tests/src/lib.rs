@@ -6,6 +6,11 @@
 //! outlives the test process, even one that is killed: namespaces have no name and mounts live in
 //! a mount namespace of the process's own.
 //!
+//! To run them: `cargo build && sudo -E cargo test -p limpid-tests`, or one scenario by
+//! `cargo test -p limpid-tests --test lifecycle -- half_close`. `LIMPID_BIN` names another
+//! limpid than the one built beside the tests; `LIMPID_TEST_SCALE=4` gives a slow machine four times
+//! the time for a quarter of the bytes.
+//!
 //! What does not belong here: any knowledge of limpid's insides. The daemon is seen as an operator
 //! sees it: its command line, its log, its sockets, the host's state.
 
@@ -18,5 +23,6 @@ pub mod pattern;
 pub mod process;
 pub mod programs;
 pub mod scene;
+pub mod stall;
 pub mod suite;
 pub mod transfer;

@@ -11,9 +11,6 @@ pub struct Memory {
     pub daemon: u64,
     /// What the sockets of the host hold, by their own accounts (`ss -m`).
     pub sockets: u64,
-    /// What the kernel's TCP holds in all namespaces (the `mem` of /proc/net/sockstat): it sees
-    /// memory that no socket is charged for, and other tests' as well.
-    pub kernel_tcp: u64,
     /// Kernel memory in use on the whole machine, by /proc/meminfo: total less free, page cache and
     /// anonymous pages. It sees what no account names.
     pub kernel: u64,
@@ -25,9 +22,13 @@ impl Memory {
         Ok(Self {
             daemon: resident(pid)?,
             sockets: sockets(&host.sh("ss -tmnH")?),
-            kernel_tcp: kernel_tcp(&host.proc_net("sockstat")?).context("sockstat")?,
             kernel: kernel(&std::fs::read_to_string("/proc/meminfo")?).context("meminfo")?,
         })
+    }
+
+    /// The daemon's memory and that of its host's sockets.
+    pub fn own(&self) -> u64 {
+        self.daemon + self.sockets
     }
 }
 
@@ -55,13 +56,6 @@ fn sockets(printed: &str) -> u64 {
         .sum()
 }
 
-fn kernel_tcp(sockstat: &str) -> Option<u64> {
-    let line = sockstat.lines().find(|line| line.starts_with("TCP:"))?;
-    let pages: u64 = line.split("mem ").nth(1)?.trim().parse().ok()?;
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
-    Some(pages * u64::try_from(page).ok()?)
-}
-
 fn kernel(meminfo: &str) -> Option<u64> {
     let of = |name| kib(meminfo, name);
     let used = of("MemTotal:")?.checked_sub(of("MemFree:")?)?;
@@ -82,10 +76,6 @@ mod tests {
         let ss = "ESTAB 0 0 a b skmem:(r100,rb131072,t0,tb87040,f24,w1000,o0,bl0,d0)\n\
                   ESTAB 0 0 a b skmem:(r1,rb131072,t0,tb87040,f0,w0,o0,bl0,d0)";
         assert_eq!(sockets(ss), 1125);
-        assert_eq!(
-            kernel_tcp("TCP: inuse 1 orphan 0 tw 0 alloc 3 mem 0\n"),
-            Some(0)
-        );
         let meminfo =
             "MemTotal: 100 kB\nMemFree: 50 kB\nBuffers: 1 kB\nCached: 9 kB\nAnonPages: 10 kB";
         assert_eq!(kernel(meminfo), Some(30 * 1024));

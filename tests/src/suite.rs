@@ -182,7 +182,7 @@ where
     let test = async { tokio::time::timeout(limit, body(Arc::clone(&lab))).await };
     let problem = match catch_unwind(AssertUnwindSafe(|| runtime.block_on(test))) {
         Ok(Ok(Ok(()))) => return Ok(Completion::Completed),
-        Ok(Ok(Err(error))) => format!("{error:?}"),
+        Ok(Ok(Err(error))) => format!("{error:#}"),
         Ok(Err(_)) => format!("not done after {limit:?}"),
         Err(panic) => format!("panicked: {}", panic_message(panic.as_ref())),
     };

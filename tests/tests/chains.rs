@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use limpid_tests::header::Version;
-use limpid_tests::net::{Family, Topology};
+use limpid_tests::net::{Family, Plan, Topology};
 use limpid_tests::programs::{Engine, Haproxy, Limpid, Nginx, Options};
-use limpid_tests::scene::LISTEN;
+use limpid_tests::scene::{LISTEN, Scene};
 use limpid_tests::suite::{HAPROXY, Lab, NGINX, Suite};
 use limpid_tests::transfer::{self, Flow};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,6 +28,11 @@ fn main() -> ExitCode {
                     move |lab| async move { to_plain_nginx(&lab, version, family, engine).await },
                 );
             }
+            suite.test(
+                format!("passed_on_{version}_{family}"),
+                &[],
+                move |lab| async move { passed_on(&lab, version, family).await },
+            );
             suite.test(
                 format!("nginx_reads_{version}_{family}"),
                 &[NGINX],
@@ -102,6 +107,30 @@ async fn limpid_to_limpid(
         for record in records {
             ensure!(record.get("engine")? == engine.name(), "{record:?}");
         }
+    }
+    Ok(())
+}
+
+/// A limpid in the middle that takes a header and sends one: the client's, under its own address.
+async fn passed_on(lab: &Lab, version: Version, family: Family) -> Result<()> {
+    let scene = Scene::with(lab, family, &Plan::default(), |options| {
+        options
+            .with("--source=proxy")
+            .with(format!("--send-proxy={version}"))
+    })
+    .await?;
+    for received in Version::ALL {
+        let client = scene.new_client();
+        let destination = scene.address();
+        let first = [&received.header(client, destination)[..], b"payload"].concat();
+        let mut pair = scene.open_with(&first).await?;
+        ensure!(
+            pair.peer.ip() == scene.net.proxy_inside_ip(family),
+            "seen as {}",
+            pair.peer
+        );
+        let expected = [&version.header(client, destination)[..], b"payload"].concat();
+        transfer::expect_bytes(&mut pair.server, &expected).await?;
     }
     Ok(())
 }

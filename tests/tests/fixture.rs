@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use limpid_tests::net::{Family, Impairment, LinkKind, Plan, Segment, Topology};
 use limpid_tests::programs::{Haproxy, Nginx};
+use limpid_tests::stall::stall;
 use limpid_tests::suite::{HAPROXY, Lab, NGINX, Need, Suite, shrunk};
 use limpid_tests::transfer::{self, Flow};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -36,6 +37,9 @@ fn main() -> ExitCode {
             move |lab| async move { haproxy_to_nginx(&lab, family).await },
         );
     }
+    suite.test("stalled_haproxy", &[HAPROXY], |lab| async move {
+        stalled_haproxy(&lab).await
+    });
     suite.run()
 }
 
@@ -148,5 +152,29 @@ async fn haproxy_to_nginx(lab: &Lab, family: Family) -> Result<()> {
         requests[0].proxied == Some(from),
         "{requests:?}, not {from}"
     );
+    Ok(())
+}
+
+/// The measure of a stalled reader: a proxy with buffers of 16 KiB holds little more than what the
+/// kernel gives its sockets.
+async fn stalled_haproxy(lab: &Lab) -> Result<()> {
+    let net = Topology::standard()?;
+    let backend = net.backend_addr(Family::V4, 9000);
+    let listener = net.backend.listen(backend).await?;
+    let front = net.proxy_addr(Family::V4, 8080);
+    let haproxy = Haproxy::start(&net.proxy, lab.path(), (front, ""), (backend, ""))?;
+    let mut pairs = Vec::new();
+    for _ in 0..2 {
+        let client = net.edge.connect(front).await?;
+        let (server, _) = listener.accept().await?;
+        pairs.push((client, server));
+    }
+    let flow = Flow::new(shrunk(256 << 20), 3);
+    let held = stall(&net.proxy, haproxy.pid(), pairs, flow).await?;
+    println!(
+        "HAProxy: a stalled reader's flow holds {} KiB",
+        held.per_flow / 1024
+    );
+    ensure!((256 << 10..16 << 20).contains(&held.per_flow), "{held:?}");
     Ok(())
 }

@@ -205,6 +205,56 @@ async fn haproxy_to_nginx(lab: &Lab, send: &str, family: Family, engine: Engine)
     Ok(())
 }
 
+/// `auto` names the engine it took, and where that is the last one, why.
+async fn auto(lab: &Lab, family: Family) -> Result<()> {
+    let scene = Scene::with(lab, family, &Plan::default(), |options| options).await?;
+    let client = scene.new_client();
+    let mut pair = scene.open_as(Version::V2, client).await?;
+    ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
+    let (up, down) = (Flow::new(1_000_000, 1), Flow::new(1_000_000, 2));
+    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
+    let record = scene.record().await?;
+    if record.get("engine")? == Engine::Copy.name() {
+        ensure!(!record.get("fallback")?.is_empty(), "{record:?}");
+    }
+    Ok(())
+}
+
+/// Two daemons on one host, with instances of their own, on the same interface: the end of the one
+/// leaves the other's flows alone.
+async fn two_instances(lab: &Lab, family: Family) -> Result<()> {
+    let mut scene = Scene::start(lab, family, Engine::Sockmap).await?;
+    let backend = scene
+        .net
+        .backend
+        .listen(scene.net.backend_addr(family, 9001))
+        .await?;
+    let listen = scene.net.proxy_addr(family, 8444);
+    let options = Options::new(listen, backend.local_addr()?)
+        .accept_proxy(family.everything())
+        .engine(Engine::Sockmap);
+    let second = Limpid::start_as("second", &scene.net.proxy, lab, &options)?;
+    let client = scene.new_client();
+    let mut stream = scene.net.edge.connect(listen).await?;
+    stream
+        .write_all(&Version::V2.header(client, listen))
+        .await?;
+    let (mut server, peer) = backend.accept().await?;
+    ensure!(peer == client, "seen as {peer}, not {client}");
+    let pair = scene.open_as(Version::V2, client).await?;
+    ensure!(
+        pair.peer.ip() == client.ip(),
+        "seen as {}, not {client}",
+        pair.peer
+    );
+    drop(pair);
+    let status = scene.limpid.terminate(limpid_tests::process::PATIENCE)?;
+    ensure!(status.success(), "{status}");
+    let (up, down) = (Flow::new(1_000_000, 1), Flow::new(1_000_000, 2));
+    transfer::exchange(&mut stream, &mut server, up, down).await?;
+    second.wait_for_access_lines(1).await.map(drop)
+}
+
 /// Without headers it is a TCP proxy like others: its own address upstream.
 async fn plain_listener(lab: &Lab, family: Family) -> Result<()> {
     let net = Topology::standard()?;

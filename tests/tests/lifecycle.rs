@@ -191,6 +191,35 @@ async fn half_close(lab: &Lab, from_client: bool, family: Family, engine: Engine
     scene.records_of(1, engine).await.map(drop)
 }
 
+/// A side that has ended before there was a splice: everything it said still comes, and the answer.
+async fn early_fin(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(lab, family, engine).await?;
+    let (request, answer) = (Flow::new(100_000, 1), Flow::new(200_000, 2));
+    let mut client = scene.connect().await?;
+    client
+        .write_all(&Version::V2.header(scene.new_client(), scene.address()))
+        .await?;
+    request.send_to_end(&mut client).await?;
+    let (mut server, _) = scene.accept().await?;
+    tokio::try_join!(
+        async {
+            request.receive_to_end(&mut server).await?;
+            answer.send_to_end(&mut server).await
+        },
+        answer.receive_to_end(&mut client),
+    )?;
+    let Pair {
+        mut client,
+        mut server,
+        ..
+    } = scene.open().await?;
+    answer.send_to_end(&mut server).await?;
+    answer.receive_to_end(&mut client).await?;
+    request.send_to_end(&mut client).await?;
+    request.receive_to_end(&mut server).await?;
+    scene.limpid.wait_for_access_lines(2).await.map(drop)
+}
+
 /// Bytes in either direction keep a flow; without any it ends.
 async fn idle_timeout(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
     let scene = Scene::with(lab, family, &Plan::default(), |options| {

@@ -6,16 +6,20 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use limpid_tests::header::Version;
 use limpid_tests::memory::Memory;
-use limpid_tests::net::Family;
+use limpid_tests::net::{Family, Plan};
 use limpid_tests::programs::Engine;
 use limpid_tests::scene::{Pair, Scene};
+use limpid_tests::stall::stall;
 use limpid_tests::suite::{Lab, Suite, shrunk};
 use limpid_tests::transfer::{self, Flow};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
 /// What a flow may hold in daemon and kernel together while its reader does not read.
 const STALLED: u64 = 16 << 20;
+
+/// What the kernel may take during that, on the whole machine: the queues of both ends and what other
+/// tests do are part of it, a splice without back-pressure would be far above.
+const KERNEL: u64 = 256 << 20;
 
 /// What an idle flow may hold in the daemon: its state, no buffer.
 const IDLE: u64 = 32 << 10;
@@ -29,6 +33,11 @@ fn main() -> ExitCode {
                 &[],
                 move |lab| async move { thousand_flows(&lab, family, engine).await },
             );
+            suite.test(
+                format!("churn_{family}_{engine}"),
+                &[],
+                move |lab| async move { churn(&lab, family, engine).await },
+            );
             for (name, upward) in [("backend", true), ("client", false)] {
                 suite.test(
                     format!("stalled_{name}_{family}_{engine}"),
@@ -37,6 +46,11 @@ fn main() -> ExitCode {
                 );
             }
         }
+        suite.test(
+            format!("out_of_files_{family}"),
+            &[],
+            move |lab| async move { out_of_files(&lab, family).await },
+        );
     }
     suite.run()
 }
@@ -96,7 +110,7 @@ async fn thousand_flows(lab: &Lab, family: Family, engine: Engine) -> Result<()>
 /// A sender that blasts at a reader that does not read: it must be stopped, and what is in between
 /// is bounded. Then the reader reads, and all of it is there.
 async fn stalled_reader(lab: &Lab, upward: bool, family: Family, engine: Engine) -> Result<()> {
-    const FLOWS: u64 = 2;
+    const FLOWS: usize = 2;
     let scene = Scene::start(lab, family, engine).await?;
     let mut ends = Vec::new();
     for _ in 0..FLOWS {
@@ -107,54 +121,80 @@ async fn stalled_reader(lab: &Lab, upward: bool, family: Family, engine: Engine)
             (server, client)
         });
     }
-    let before = Memory::measure(&scene.net.proxy, scene.limpid.pid())?;
     let flow = Flow::new(shrunk(512 << 20), 7);
-    let mut senders = JoinSet::new();
-    let mut readers = Vec::new();
-    for (mut sender, reader) in ends {
-        senders.spawn(async move { flow.send_to_end(&mut sender).await.map(|()| sender) });
-        readers.push(reader);
-    }
-    let mut most = Memory::default();
-    for _ in 0..20 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let now = Memory::measure(&scene.net.proxy, scene.limpid.pid())?;
-        most.daemon = most.daemon.max(now.daemon);
-        most.sockets = most.sockets.max(now.sockets);
-        most.kernel_tcp = most.kernel_tcp.max(now.kernel_tcp);
-        most.kernel = most.kernel.max(now.kernel);
-    }
-    ensure!(
-        timeout(Duration::ZERO, senders.join_next()).await.is_err(),
-        "a sender got rid of everything: nothing holds it back"
-    );
-    let held =
-        most.daemon.saturating_sub(before.daemon) + most.sockets.saturating_sub(before.sockets);
+    let held = stall(&scene.net.proxy, scene.limpid.pid(), ends, flow).await?;
     println!(
-        "{engine} {family}: a stalled reader holds {} KiB",
-        held / FLOWS / 1024
+        "{engine}, {family}: a stalled reader's flow holds {} KiB",
+        held.per_flow / 1024
     );
+    ensure!(held.per_flow <= STALLED, "{held:?}");
+    // Redirected bytes may be in no socket's account.
+    ensure!(held.kernel < KERNEL, "{held:?}");
+    scene.records_of(FLOWS, engine).await.map(drop)
+}
+
+/// Out of file descriptors: accepting pauses, and goes on when there are some again.
+async fn out_of_files(lab: &Lab, family: Family) -> Result<()> {
+    const FILES: usize = 64;
+    let scene = Scene::with(lab, family, &Plan::default(), |options| {
+        options.file_limit(FILES)
+    })
+    .await?;
+    let mut idle = Vec::new();
+    for _ in 0..2 * FILES {
+        idle.push(scene.connect().await?);
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let cpu = cpu_time(scene.limpid.pid())?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let spent = cpu_time(scene.limpid.pid())?.saturating_sub(cpu);
     ensure!(
-        held / FLOWS <= STALLED,
-        "a flow holds {} bytes: {before:?} {most:?}",
-        held / FLOWS
+        spent < 20,
+        "{spent} clock ticks spent in a second of accepting nothing"
     );
-    // Redirected bytes may be in no socket's account. Both ends of the connection add their own
-    // queues to this figure, and so does whatever else the machine does: hence the margin.
-    let kernel = most.kernel.saturating_sub(before.kernel);
-    ensure!(
-        kernel < 200 << 20,
-        "the kernel took {kernel} bytes: {before:?} {most:?}"
-    );
-    let mut reading = JoinSet::new();
-    for mut reader in readers {
-        reading.spawn(async move { flow.receive_to_end(&mut reader).await });
+    drop(idle);
+    let mut pair = scene.open().await.context("afterwards")?;
+    let (up, down) = (Flow::new(50_000, 1), Flow::new(50_000, 2));
+    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await
+}
+
+/// User and system time of a process, in clock ticks (hundredths of a second): fields 14 and 15 of
+/// /proc/PID/stat.
+fn cpu_time(pid: u32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, after_name) = stat.rsplit_once(')').context("stat")?;
+    let fields = after_name.split_whitespace().skip(11).take(2);
+    fields
+        .map(|field| field.parse::<u64>().context("stat"))
+        .sum()
+}
+
+/// Short connections in quick succession leave nothing behind.
+async fn churn(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+    const BATCH: usize = 20;
+    let scene = Scene::start(lab, family, engine).await?;
+    let rounds = usize::try_from(shrunk(40))?;
+    for round in 0..rounds {
+        let mut flows = JoinSet::new();
+        for n in 0..BATCH {
+            let Pair {
+                mut client,
+                mut server,
+                ..
+            } = scene.open().await?;
+            let seed = (round * BATCH + n) as u64;
+            let (up, down) = (Flow::new(seed % 7, seed), Flow::new(seed % 3000, seed + 1));
+            flows
+                .spawn(async move { transfer::exchange(&mut client, &mut server, up, down).await });
+        }
+        while let Some(flow) = flows.join_next().await {
+            flow??;
+        }
     }
-    while let Some(read) = reading.join_next().await {
-        read?.context("after the stall")?;
-    }
-    while let Some(sent) = senders.join_next().await {
-        sent??;
-    }
-    Ok(())
+    scene.records_of(rounds * BATCH, engine).await?;
+    scene
+        .limpid
+        .wait_for_flows(&scene.net.proxy, 0)
+        .await
+        .map(drop)
 }

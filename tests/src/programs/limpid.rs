@@ -48,6 +48,7 @@ impl fmt::Display for Engine {
 pub struct Options {
     listen: SocketAddr,
     args: Vec<String>,
+    file_limit: Option<usize>,
 }
 
 impl Options {
@@ -57,7 +58,11 @@ impl Options {
             format!("--listen={listen}"),
             format!("--upstream={upstream}"),
         ];
-        Self { listen, args }
+        Self {
+            listen,
+            args,
+            file_limit: None,
+        }
     }
 
     /// One more argument.
@@ -71,6 +76,13 @@ impl Options {
     #[must_use]
     pub fn accept_proxy(self, trust: &str) -> Self {
         self.with("--accept-proxy").with(format!("--trust={trust}"))
+    }
+
+    /// No more than this many open files.
+    #[must_use]
+    pub fn file_limit(mut self, files: usize) -> Self {
+        self.file_limit = Some(files);
+        self
     }
 
     /// The engine to use.
@@ -93,7 +105,12 @@ pub struct Limpid {
 impl Limpid {
     /// Starts `limpid run` on `host` and waits until it listens.
     pub fn start(host: &Host, lab: &Lab, options: &Options) -> Result<Self> {
-        let mut limpid = Self::spawn(host, lab, options)?;
+        Self::start_as("test", host, lab, options)
+    }
+
+    /// The same, as the instance `name`: for a second daemon on a host.
+    pub fn start_as(name: &str, host: &Host, lab: &Lab, options: &Options) -> Result<Self> {
+        let mut limpid = Self::spawn_as(name, host, lab, options)?;
         limpid
             .process
             .wait_until_listening(host, options.listen.port())?;
@@ -102,11 +119,15 @@ impl Limpid {
 
     /// Starts `limpid run` on `host` without waiting.
     pub fn spawn(host: &Host, lab: &Lab, options: &Options) -> Result<Self> {
-        let name = format!("limpid-{}", host.name());
+        Self::spawn_as("test", host, lab, options)
+    }
+
+    fn spawn_as(name: &str, host: &Host, lab: &Lab, options: &Options) -> Result<Self> {
+        let instance = format!("{name}-{}", host.name());
+        let name = format!("limpid-{instance}");
         // A restarted instance finds the file system of the one before.
         let mount = BpfFs::at(lab.path().join(format!("{name}.bpf")))?;
         let control = lab.path().join(format!("{name}.sock"));
-        let instance = format!("test-{}", host.name());
         let mut args = vec!["run".to_owned(), "--log-format=json".to_owned()];
         args.extend([
             instance_arg(&instance),
@@ -114,7 +135,15 @@ impl Limpid {
             control_arg(&control),
         ]);
         args.extend(options.args.iter().cloned());
-        let process = Process::start(host, lab.path(), &name, &limpid_binary()?, &args)?;
+        let program = limpid_binary()?;
+        let process = match options.file_limit {
+            None => Process::start(host, lab.path(), &name, &program, &args)?,
+            Some(files) => {
+                let limit = [format!("--nofile={files}"), program.display().to_string()];
+                let args = [&limit[..], &args].concat();
+                Process::start(host, lab.path(), &name, Path::new("prlimit"), &args)?
+            }
+        };
         let bpffs = mount.path.clone();
         Ok(Self {
             process,

@@ -76,9 +76,10 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// A test's own directory, for configurations, logs and sockets.
+/// A test's own directory, for configurations, logs and sockets. It goes with its last handle.
+#[derive(Clone)]
 pub struct Lab {
-    directory: TempDir,
+    directory: Arc<TempDir>,
 }
 
 impl Lab {
@@ -123,7 +124,7 @@ impl Suite {
     /// Adds a test.
     pub fn test<F, T>(&mut self, name: impl Into<String>, needs: &[Need], body: F)
     where
-        F: FnOnce(Arc<Lab>) -> T + Send + 'static,
+        F: FnOnce(Lab) -> T + Send + 'static,
         T: Future<Output = Result<()>>,
     {
         let needs = needs.to_vec();
@@ -162,7 +163,7 @@ fn isolate() -> Result<()> {
 
 fn run<F, T>(needs: &[Need], body: F) -> Result<Completion, Failed>
 where
-    F: FnOnce(Arc<Lab>) -> T,
+    F: FnOnce(Lab) -> T,
     T: Future<Output = Result<()>>,
 {
     if !nix::unistd::geteuid().is_root() {
@@ -174,12 +175,14 @@ where
         return Ok(Completion::ignored_with(reason));
     }
     let directory = tempfile::Builder::new().prefix("limpid-test-").tempdir()?;
-    let lab = Arc::new(Lab { directory });
+    let lab = Lab {
+        directory: Arc::new(directory),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let limit = scaled(TIME_LIMIT);
-    let test = async { tokio::time::timeout(limit, body(Arc::clone(&lab))).await };
+    let test = async { tokio::time::timeout(limit, body(lab.clone())).await };
     let problem = match catch_unwind(AssertUnwindSafe(|| runtime.block_on(test))) {
         Ok(Ok(Ok(()))) => return Ok(Completion::Completed),
         Ok(Ok(Err(error))) => format!("{error:#}"),

@@ -20,33 +20,31 @@ fn main() -> ExitCode {
                 suite.test(
                     format!("limpid_to_limpid_{version}_{family}_{engine}"),
                     &[],
-                    move |lab| async move { limpid_to_limpid(&lab, version, family, engine).await },
+                    move |lab| limpid_to_limpid(lab, version, family, engine),
                 );
                 suite.test(
                     format!("limpid_to_limpid_to_nginx_{version}_{family}_{engine}"),
                     &[NGINX],
-                    move |lab| async move { to_plain_nginx(&lab, version, family, engine).await },
+                    move |lab| to_plain_nginx(lab, version, family, engine),
                 );
             }
-            suite.test(
-                format!("passed_on_{version}_{family}"),
-                &[],
-                move |lab| async move { passed_on(&lab, version, family).await },
-            );
+            suite.test(format!("passed_on_{version}_{family}"), &[], move |lab| {
+                passed_on(lab, version, family)
+            });
             suite.test(
                 format!("nginx_reads_{version}_{family}"),
                 &[NGINX],
-                move |lab| async move { nginx_reads(&lab, version, family).await },
+                move |lab| nginx_reads(lab, version, family),
             );
             suite.test(
                 format!("nginx_stream_reads_{version}_{family}"),
                 &[NGINX],
-                move |lab| async move { nginx_stream_reads(&lab, version, family).await },
+                move |lab| nginx_stream_reads(lab, version, family),
             );
             suite.test(
                 format!("haproxy_reads_{version}_{family}"),
                 &[HAPROXY, NGINX],
-                move |lab| async move { haproxy_reads(&lab, version, family).await },
+                move |lab| haproxy_reads(lab, version, family),
             );
         }
     }
@@ -82,15 +80,15 @@ fn inner(lab: &Lab, net: &Topology, family: Family, engine: Engine, port: u16) -
 }
 
 async fn limpid_to_limpid(
-    lab: &Lab,
+    lab: Lab,
     version: Version,
     family: Family,
     engine: Engine,
 ) -> Result<()> {
     let net = Topology::standard()?;
     let backend = net.backend.listen(net.backend_addr(family, 9000)).await?;
-    let inner = inner(lab, &net, family, engine, 9000)?;
-    let outer = edge(lab, &net, version, family, engine)?;
+    let inner = inner(&lab, &net, family, engine, 9000)?;
+    let outer = edge(&lab, &net, version, family, engine)?;
     for n in 0..10 {
         let mut client = net.client.connect(net.edge_addr(family, LISTEN)).await?;
         let (mut server, peer) = backend.accept().await?;
@@ -112,8 +110,8 @@ async fn limpid_to_limpid(
 }
 
 /// A limpid in the middle that takes a header and sends one: the client's, under its own address.
-async fn passed_on(lab: &Lab, version: Version, family: Family) -> Result<()> {
-    let scene = Scene::with(lab, family, &Plan::default(), |options| {
+async fn passed_on(lab: Lab, version: Version, family: Family) -> Result<()> {
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
         options
             .with("--source=proxy")
             .with(format!("--send-proxy={version}"))
@@ -135,22 +133,22 @@ async fn passed_on(lab: &Lab, version: Version, family: Family) -> Result<()> {
     Ok(())
 }
 
-async fn to_plain_nginx(lab: &Lab, version: Version, family: Family, engine: Engine) -> Result<()> {
+async fn to_plain_nginx(lab: Lab, version: Version, family: Family, engine: Engine) -> Result<()> {
     let net = Topology::standard()?;
     let nginx = Nginx::http(&net.backend, lab.path(), net.backend_addr(family, 80), "")?;
-    let _inner = inner(lab, &net, family, engine, 80)?;
-    let _outer = edge(lab, &net, version, family, engine)?;
+    let _inner = inner(&lab, &net, family, engine, 80)?;
+    let _outer = edge(&lab, &net, version, family, engine)?;
     let client = get(&net, family).await?;
     let requests = nginx.wait_for_requests(1).await?;
     ensure!(requests[0].remote == client, "{requests:?}, not {client}");
     Ok(())
 }
 
-async fn nginx_reads(lab: &Lab, version: Version, family: Family) -> Result<()> {
+async fn nginx_reads(lab: Lab, version: Version, family: Family) -> Result<()> {
     let net = Topology::standard()?;
     let listen = net.proxy_addr(family, LISTEN);
     let nginx = Nginx::http(&net.proxy, lab.path(), listen, "proxy_protocol")?;
-    let _outer = edge(lab, &net, version, family, Engine::Copy)?;
+    let _outer = edge(&lab, &net, version, family, Engine::Copy)?;
     let client = get(&net, family).await?;
     let requests = nginx.wait_for_requests(1).await?;
     ensure!(
@@ -165,11 +163,11 @@ async fn nginx_reads(lab: &Lab, version: Version, family: Family) -> Result<()> 
 }
 
 /// Here the server speaks first: the header may not wait for payload.
-async fn nginx_stream_reads(lab: &Lab, version: Version, family: Family) -> Result<()> {
+async fn nginx_stream_reads(lab: Lab, version: Version, family: Family) -> Result<()> {
     let net = Topology::standard()?;
     let listen = net.proxy_addr(family, LISTEN);
     let nginx = Nginx::stream(&net.proxy, lab.path(), listen, "proxy_protocol")?;
-    let _outer = edge(lab, &net, version, family, Engine::Copy)?;
+    let _outer = edge(&lab, &net, version, family, Engine::Copy)?;
     let mut client = net.client.connect(net.edge_addr(family, LISTEN)).await?;
     let from = client.local_addr()?;
     let mut answer = String::new();
@@ -187,7 +185,7 @@ async fn nginx_stream_reads(lab: &Lab, version: Version, family: Family) -> Resu
 }
 
 /// HAProxy takes limpid's header and tells nginx behind it in a header of its own.
-async fn haproxy_reads(lab: &Lab, version: Version, family: Family) -> Result<()> {
+async fn haproxy_reads(lab: Lab, version: Version, family: Family) -> Result<()> {
     let net = Topology::standard()?;
     let backend = net.backend_addr(family, 80);
     let nginx = Nginx::http(&net.backend, lab.path(), backend, "proxy_protocol")?;
@@ -198,7 +196,7 @@ async fn haproxy_reads(lab: &Lab, version: Version, family: Family) -> Result<()
         (listen, "accept-proxy"),
         (backend, "send-proxy-v2"),
     )?;
-    let _outer = edge(lab, &net, version, family, Engine::Copy)?;
+    let _outer = edge(&lab, &net, version, family, Engine::Copy)?;
     let client = get(&net, family).await?;
     let requests = nginx.wait_for_requests(1).await?;
     ensure!(

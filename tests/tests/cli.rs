@@ -20,21 +20,15 @@ fn main() -> ExitCode {
     suite.test("flows_without_a_daemon", &[], |lab| async move {
         flows_without_a_daemon(&lab)
     });
-    suite.test(
-        "port_in_use",
-        &[],
-        |lab| async move { port_in_use(&lab).await },
-    );
+    suite.test("port_in_use", &[], port_in_use);
     suite.test("client_source_to_loopback", &[], |lab| async move {
         to_loopback(&lab)
     });
     for family in Family::ALL {
         for engine in Engine::ALL {
-            suite.test(
-                format!("flows_{family}_{engine}"),
-                &[],
-                move |lab| async move { flows(&lab, family, engine).await },
-            );
+            suite.test(format!("flows_{family}_{engine}"), &[], move |lab| {
+                flows(lab, family, engine)
+            });
         }
     }
     suite.run()
@@ -151,12 +145,12 @@ fn flows_without_a_daemon(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-async fn port_in_use(lab: &Lab) -> Result<()> {
+async fn port_in_use(lab: Lab) -> Result<()> {
     let net = Topology::standard()?;
     let address = net.proxy_addr(Family::V4, LISTEN);
     let _taken = net.proxy.listen(address).await?;
     let options = Options::new(address, net.backend_addr(Family::V4, UPSTREAM));
-    let mut limpid = Limpid::spawn(&net.proxy, lab, &options)?;
+    let mut limpid = Limpid::spawn(&net.proxy, &lab, &options)?;
     let status = limpid.process().wait(limpid_tests::process::PATIENCE)?;
     let log = limpid.log()?;
     ensure!(!status.success(), "{log}");
@@ -186,8 +180,8 @@ fn to_loopback(lab: &Lab) -> Result<()> {
 }
 
 /// One object a flow, with the fields that are promised.
-async fn flows(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::start(lab, family, engine).await?;
+async fn flows(lab: Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(&lab, family, engine).await?;
     ensure!(
         scene.limpid.flows(&scene.net.proxy)?.is_empty(),
         "flows of nobody"

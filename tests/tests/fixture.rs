@@ -34,12 +34,10 @@ fn main() -> ExitCode {
         suite.test(
             format!("haproxy_to_nginx_{family}"),
             &[HAPROXY, NGINX],
-            move |lab| async move { haproxy_to_nginx(&lab, family).await },
+            move |lab| haproxy_to_nginx(lab, family),
         );
     }
-    suite.test("stalled_haproxy", &[HAPROXY], |lab| async move {
-        stalled_haproxy(&lab).await
-    });
+    suite.test("stalled_haproxy", &[HAPROXY], stalled_haproxy);
     suite.run()
 }
 
@@ -124,7 +122,7 @@ async fn resets(family: Family) -> Result<()> {
 }
 
 /// HAProxy in limpid's place: nginx logs HAProxy as the peer, and reads the client from a header.
-async fn haproxy_to_nginx(lab: &Lab, family: Family) -> Result<()> {
+async fn haproxy_to_nginx(lab: Lab, family: Family) -> Result<()> {
     let net = Topology::standard()?;
     let backend = net.backend_addr(family, 8000);
     let nginx = Nginx::http(&net.backend, lab.path(), backend, "proxy_protocol")?;
@@ -157,7 +155,7 @@ async fn haproxy_to_nginx(lab: &Lab, family: Family) -> Result<()> {
 
 /// The measure of a stalled reader: a proxy with buffers of 16 KiB holds little more than what the
 /// kernel gives its sockets.
-async fn stalled_haproxy(lab: &Lab) -> Result<()> {
+async fn stalled_haproxy(lab: Lab) -> Result<()> {
     let net = Topology::standard()?;
     let backend = net.backend_addr(Family::V4, 9000);
     let listener = net.backend.listen(backend).await?;

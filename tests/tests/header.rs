@@ -28,56 +28,50 @@ fn main() -> ExitCode {
                 suite.test(
                     format!("payload_in_its_segment_{version}_{family}_{engine}"),
                     &[],
-                    move |lab| async move {
-                        payload_in_its_segment(&lab, version, family, engine).await
-                    },
+                    move |lab| payload_in_its_segment(lab, version, family, engine),
                 );
                 suite.test(
                     format!("byte_by_byte_{version}_{family}_{engine}"),
                     &[],
-                    move |lab| async move { byte_by_byte(&lab, version, family, engine).await },
+                    move |lab| byte_by_byte(lab, version, family, engine),
                 );
             }
             suite.test(
                 format!("payload_of_every_size_{family}_{engine}"),
                 &[],
-                move |lab| async move { payload_of_every_size(&lab, family, engine).await },
+                move |lab| payload_of_every_size(lab, family, engine),
             );
             suite.test(
                 format!("server_speaks_first_{family}_{engine}"),
                 &[],
-                move |lab| async move { server_speaks_first(&lab, family, engine).await },
+                move |lab| server_speaks_first(lab, family, engine),
             );
         }
         for version in Version::ALL {
             suite.test(
                 format!("nothing_before_it_is_complete_{version}_{family}"),
                 &[],
-                move |lab| async move { nothing_before_complete(&lab, version, family).await },
+                move |lab| nothing_before_complete(lab, version, family),
             );
         }
-        suite.test(
-            format!("tlvs_are_skipped_{family}"),
-            &[],
-            move |lab| async move { tlvs_are_skipped(&lab, family).await },
-        );
+        suite.test(format!("tlvs_are_skipped_{family}"), &[], move |lab| {
+            tlvs_are_skipped(lab, family)
+        });
         suite.test(
             format!("malformed_is_refused_at_once_{family}"),
             &[],
-            move |lab| async move { malformed(&lab, family).await },
+            move |lab| malformed(lab, family),
         );
-        suite.test(format!("deadline_{family}"), &[], move |lab| async move {
-            deadline(&lab, family).await
+        suite.test(format!("deadline_{family}"), &[], move |lab| {
+            deadline(lab, family)
         });
-        suite.test(
-            format!("untrusted_is_refused_{family}"),
-            &[],
-            move |lab| async move { untrusted(&lab, family).await },
-        );
+        suite.test(format!("untrusted_is_refused_{family}"), &[], move |lab| {
+            untrusted(lab, family)
+        });
         suite.test(
             format!("health_checks_are_quiet_{family}"),
             &[],
-            move |lab| async move { health_checks(&lab, family).await },
+            move |lab| health_checks(lab, family),
         );
     }
     suite.run()
@@ -85,12 +79,12 @@ fn main() -> ExitCode {
 
 /// Rules 5 and 7: exactly the header is consumed, what looks like a second one included.
 async fn payload_in_its_segment(
-    lab: &Lab,
+    lab: Lab,
     version: Version,
     family: Family,
     engine: Engine,
 ) -> Result<()> {
-    let scene = Scene::start(lab, family, engine).await?;
+    let scene = Scene::start(&lab, family, engine).await?;
     let header = version.header(scene.new_client(), scene.address());
     let mut pair = scene.open_with(&[&header, PAYLOAD].concat()).await?;
     transfer::expect_bytes(&mut pair.server, PAYLOAD).await?;
@@ -110,8 +104,8 @@ async fn payload_in_its_segment(
 }
 
 /// Rule 4: any number of segments.
-async fn byte_by_byte(lab: &Lab, version: Version, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::start(lab, family, engine).await?;
+async fn byte_by_byte(lab: Lab, version: Version, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(&lab, family, engine).await?;
     let client = scene.new_client();
     let mut stream = scene.connect().await?;
     let bytes = [&version.header(client, scene.address()), &PAYLOAD[..3]].concat();
@@ -132,8 +126,8 @@ async fn byte_by_byte(lab: &Lab, version: Version, family: Family, engine: Engin
 }
 
 /// Payload of sizes around every buffer's, in one write with the header, the rest right behind.
-async fn payload_of_every_size(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::start(lab, family, engine).await?;
+async fn payload_of_every_size(lab: Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(&lab, family, engine).await?;
     for size in [
         0, 1, 535, 1400, 4000, 4095, 4096, 4097, 8192, 20_000, 65_536, 300_000,
     ] {
@@ -163,8 +157,8 @@ async fn payload_of_every_size(lab: &Lab, family: Family, engine: Engine) -> Res
 }
 
 /// Neither side may wait for the client's first byte.
-async fn server_speaks_first(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::start(lab, family, engine).await?;
+async fn server_speaks_first(lab: Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(&lab, family, engine).await?;
     let mut pair = scene.open().await?;
     pair.server.write_all(b"220 ready\r\n").await?;
     transfer::expect_bytes(&mut pair.client, b"220 ready\r\n").await?;
@@ -175,8 +169,8 @@ async fn server_speaks_first(lab: &Lab, family: Family, engine: Engine) -> Resul
 }
 
 /// Rule 1.
-async fn nothing_before_complete(lab: &Lab, version: Version, family: Family) -> Result<()> {
-    let scene = Scene::start(lab, family, Engine::Copy).await?;
+async fn nothing_before_complete(lab: Lab, version: Version, family: Family) -> Result<()> {
+    let scene = Scene::start(&lab, family, Engine::Copy).await?;
     let header = version.header(scene.new_client(), scene.address());
     let (but_one, last) = header.split_at(header.len() - 1);
     let mut client = scene.connect().await?;
@@ -187,8 +181,8 @@ async fn nothing_before_complete(lab: &Lab, version: Version, family: Family) ->
 }
 
 /// Rules 18 to 22: TLVs of any kind, a header of 536 bytes and more, a CRC that is right.
-async fn tlvs_are_skipped(lab: &Lab, family: Family) -> Result<()> {
-    let scene = Scene::start(lab, family, Engine::Copy).await?;
+async fn tlvs_are_skipped(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::start(&lab, family, Engine::Copy).await?;
     let to = scene.address();
     let big = [0x5a; 3000];
     for tlvs in [
@@ -209,8 +203,8 @@ async fn tlvs_are_skipped(lab: &Lab, family: Family) -> Result<()> {
 }
 
 /// Rule 6: refused by the bytes that prove it, not by the deadline; and nothing is connected.
-async fn malformed(lab: &Lab, family: Family) -> Result<()> {
-    let scene = Scene::with(lab, family, &Plan::default(), |options| {
+async fn malformed(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
         options.with("--header-timeout=60s")
     })
     .await?;
@@ -283,8 +277,8 @@ async fn malformed(lab: &Lab, family: Family) -> Result<()> {
 }
 
 /// Rule 2: half a header does not hold a connection for longer than the deadline.
-async fn deadline(lab: &Lab, family: Family) -> Result<()> {
-    let scene = Scene::with(lab, family, &Plan::default(), |options| {
+async fn deadline(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
         options.with("--header-timeout=1s")
     })
     .await?;
@@ -323,10 +317,10 @@ fn version_one_slowly() -> impl Iterator<Item = u8> {
 }
 
 /// Rule 3: a header from elsewhere is not looked at.
-async fn untrusted(lab: &Lab, family: Family) -> Result<()> {
+async fn untrusted(lab: Lab, family: Family) -> Result<()> {
     let net = Topology::standard()?;
     let other = net.client_ip(family).to_string();
-    let scene = Scene::on(net, lab, family, |options| options.accept_proxy(&other)).await?;
+    let scene = Scene::on(net, &lab, family, |options| options.accept_proxy(&other)).await?;
     let mut client = scene.connect().await?;
     // The connection may be reset before the header is written.
     let _ = client
@@ -343,8 +337,8 @@ async fn untrusted(lab: &Lab, family: Family) -> Result<()> {
 }
 
 /// Rule 8: connections that close before their header are no news.
-async fn health_checks(lab: &Lab, family: Family) -> Result<()> {
-    let scene = Scene::start(lab, family, Engine::Copy).await?;
+async fn health_checks(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::start(&lab, family, Engine::Copy).await?;
     for beginning in [&b""[..], b"PROXY ", &header::SIGNATURE] {
         let mut client = scene.connect().await?;
         client.write_all(beginning).await?;

@@ -28,13 +28,13 @@ fn main() -> ExitCode {
                 suite.test(
                     format!("strict_{name}_{family}_{engine}"),
                     &[IPTABLES],
-                    move |lab| async move { strict(&lab, forward, family, engine).await },
+                    move |lab| strict(lab, forward, family, engine),
                 );
             }
             suite.test(
                 format!("docker_{family}_{engine}"),
                 &[IPTABLES],
-                move |lab| async move { docker(&lab, family, engine).await },
+                move |lab| docker(lab, family, engine),
             );
         }
     }
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 }
 
 /// INPUT policy DROP, conntrack's INVALID dropped, ESTABLISHED accepted; strict reverse path filter.
-async fn strict(lab: &Lab, forward: bool, family: Family, engine: Engine) -> Result<()> {
+async fn strict(lab: Lab, forward: bool, family: Family, engine: Engine) -> Result<()> {
     let net = Topology::standard()?;
     for interface in ["all", "default", "transit", "inside"] {
         net.proxy
@@ -52,18 +52,18 @@ async fn strict(lab: &Lab, forward: bool, family: Family, engine: Engine) -> Res
         net.enable_forwarding()?;
     }
     firewall::strict_input(&net.proxy, LISTEN)?;
-    works_and_changes_nothing(net, lab, family, engine).await
+    works_and_changes_nothing(net, &lab, family, engine).await
 }
 
 /// Backends on Docker's bridge, with Docker's rules, and its masquerading.
-async fn docker(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+async fn docker(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     let net = Topology::build(&Plan {
         inside: LinkKind::Bridge,
         ..Plan::default()
     })?;
     net.enable_forwarding()?;
     firewall::docker(&net.proxy, "inside")?;
-    works_and_changes_nothing(net, lab, family, engine).await
+    works_and_changes_nothing(net, &lab, family, engine).await
 }
 
 async fn works_and_changes_nothing(

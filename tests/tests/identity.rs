@@ -18,16 +18,14 @@ fn main() -> ExitCode {
     for family in Family::ALL {
         for engine in Engine::ALL {
             for version in Version::ALL {
-                suite.test(
-                    format!("{version}_{family}_{engine}"),
-                    &[],
-                    move |lab| async move { named_client(&lab, version, family, engine).await },
-                );
+                suite.test(format!("{version}_{family}_{engine}"), &[], move |lab| {
+                    named_client(lab, version, family, engine)
+                });
             }
             suite.test(
                 format!("same_client_twice_{family}_{engine}"),
                 &[],
-                move |lab| async move { same_client_twice(&lab, family, engine).await },
+                move |lab| same_client_twice(lab, family, engine),
             );
             for (name, link, needs) in [
                 ("bridge", LinkKind::Bridge, &[][..]),
@@ -36,13 +34,13 @@ fn main() -> ExitCode {
                 suite.test(
                     format!("behind_{name}_{family}_{engine}"),
                     needs,
-                    move |lab| async move { behind(&lab, link, family, engine).await },
+                    move |lab| behind(lab, link, family, engine),
                 );
             }
             suite.test(
                 format!("from_l3_downstream_{family}_{engine}"),
                 &[Need::Tun],
-                move |lab| async move { from_l3(&lab, family, engine).await },
+                move |lab| from_l3(lab, family, engine),
             );
             for (name, options) in [
                 ("v1", "send-proxy"),
@@ -52,40 +50,34 @@ fn main() -> ExitCode {
                 suite.test(
                     format!("haproxy_{name}_to_nginx_{family}_{engine}"),
                     &[HAPROXY, NGINX],
-                    move |lab| async move { haproxy_to_nginx(&lab, options, family, engine).await },
+                    move |lab| haproxy_to_nginx(lab, options, family, engine),
                 );
             }
         }
-        suite.test(
-            format!("plain_listener_{family}"),
-            &[],
-            move |lab| async move { plain_listener(&lab, family).await },
-        );
-        suite.test(
-            format!("mismatch_is_refused_{family}"),
-            &[],
-            move |lab| async move { mismatch_is_refused(&lab, family).await },
-        );
-        suite.test(
-            format!("mismatch_by_proxy_{family}"),
-            &[],
-            move |lab| async move { mismatch_by_proxy(&lab, family).await },
-        );
-        suite.test(
-            format!("own_addresses_{family}"),
-            &[],
-            move |lab| async move { headers_without_client(&lab, family).await },
-        );
+        suite.test(format!("auto_{family}"), &[], move |lab| auto(lab, family));
+        suite.test(format!("two_instances_{family}"), &[], move |lab| {
+            two_instances(lab, family)
+        });
+        suite.test(format!("plain_listener_{family}"), &[], move |lab| {
+            plain_listener(lab, family)
+        });
+        suite.test(format!("mismatch_is_refused_{family}"), &[], move |lab| {
+            mismatch_is_refused(lab, family)
+        });
+        suite.test(format!("mismatch_by_proxy_{family}"), &[], move |lab| {
+            mismatch_by_proxy(lab, family)
+        });
+        suite.test(format!("own_addresses_{family}"), &[], move |lab| {
+            headers_without_client(lab, family)
+        });
     }
-    suite.test("mapped_client_is_an_ipv4_client", &[], |lab| async move {
-        mapped(&lab).await
-    });
+    suite.test("mapped_client_is_an_ipv4_client", &[], mapped);
     suite.run()
 }
 
 /// The backend's `accept` returns exactly what the header says.
-async fn named_client(lab: &Lab, version: Version, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::start(lab, family, engine).await?;
+async fn named_client(lab: Lab, version: Version, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(&lab, family, engine).await?;
     let client = scene.new_client();
     let mut pair = scene.open_as(version, client).await?;
     ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
@@ -118,8 +110,8 @@ async fn named_client(lab: &Lab, version: Version, family: Family, engine: Engin
 
 /// Two connections at once whose headers name the same client and port: the second takes another
 /// port, and neither sees the other's bytes.
-async fn same_client_twice(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::start(lab, family, engine).await?;
+async fn same_client_twice(lab: Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(&lab, family, engine).await?;
     let client = scene.new_client();
     let mut first = scene.open_as(Version::V2, client).await?;
     let mut second = scene.open_as(Version::V1, client).await?;
@@ -151,22 +143,22 @@ async fn same_client_twice(lab: &Lab, family: Family, engine: Engine) -> Result<
 }
 
 /// Backends behind a bridge of the proxy host, and behind a device without Ethernet headers.
-async fn behind(lab: &Lab, inside: LinkKind, family: Family, engine: Engine) -> Result<()> {
+async fn behind(lab: Lab, inside: LinkKind, family: Family, engine: Engine) -> Result<()> {
     let plan = Plan {
         inside,
         ..Plan::default()
     };
-    let scene = Scene::with(lab, family, &plan, |options| options.engine(engine)).await?;
+    let scene = Scene::with(&lab, family, &plan, |options| options.engine(engine)).await?;
     check(&scene, engine).await
 }
 
 /// The same with such a device on the downstream side.
-async fn from_l3(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+async fn from_l3(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     let plan = Plan {
         transit: LinkKind::Tun(Impairment::default()),
         ..Plan::default()
     };
-    let scene = Scene::with(lab, family, &plan, |options| options.engine(engine)).await?;
+    let scene = Scene::with(&lab, family, &plan, |options| options.engine(engine)).await?;
     check(&scene, engine).await
 }
 
@@ -180,7 +172,7 @@ async fn check(scene: &Scene, engine: Engine) -> Result<()> {
 }
 
 /// A real edge and a real backend, neither of which knows of limpid.
-async fn haproxy_to_nginx(lab: &Lab, send: &str, family: Family, engine: Engine) -> Result<()> {
+async fn haproxy_to_nginx(lab: Lab, send: &str, family: Family, engine: Engine) -> Result<()> {
     let net = Topology::standard()?;
     let backend = net.backend_addr(family, 80);
     let nginx = Nginx::http(&net.backend, lab.path(), backend, "")?;
@@ -188,7 +180,7 @@ async fn haproxy_to_nginx(lab: &Lab, send: &str, family: Family, engine: Engine)
     let options = Options::new(listen, backend)
         .accept_proxy(&net.edge_transit_ip(family).to_string())
         .engine(engine);
-    let limpid = Limpid::start(&net.proxy, lab, &options)?;
+    let limpid = Limpid::start(&net.proxy, &lab, &options)?;
     let edge = net.edge_addr(family, 8080);
     let _edge = Haproxy::start(&net.edge, lab.path(), (edge, ""), (listen, send))?;
     let mut client = net.client.connect(edge).await?;
@@ -206,8 +198,8 @@ async fn haproxy_to_nginx(lab: &Lab, send: &str, family: Family, engine: Engine)
 }
 
 /// `auto` names the engine it took, and where that is the last one, why.
-async fn auto(lab: &Lab, family: Family) -> Result<()> {
-    let scene = Scene::with(lab, family, &Plan::default(), |options| options).await?;
+async fn auto(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| options).await?;
     let client = scene.new_client();
     let mut pair = scene.open_as(Version::V2, client).await?;
     ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
@@ -222,8 +214,8 @@ async fn auto(lab: &Lab, family: Family) -> Result<()> {
 
 /// Two daemons on one host, with instances of their own, on the same interface: the end of the one
 /// leaves the other's flows alone.
-async fn two_instances(lab: &Lab, family: Family) -> Result<()> {
-    let mut scene = Scene::start(lab, family, Engine::Sockmap).await?;
+async fn two_instances(lab: Lab, family: Family) -> Result<()> {
+    let mut scene = Scene::start(&lab, family, Engine::Sockmap).await?;
     let backend = scene
         .net
         .backend
@@ -233,7 +225,7 @@ async fn two_instances(lab: &Lab, family: Family) -> Result<()> {
     let options = Options::new(listen, backend.local_addr()?)
         .accept_proxy(family.everything())
         .engine(Engine::Sockmap);
-    let second = Limpid::start_as("second", &scene.net.proxy, lab, &options)?;
+    let second = Limpid::start_as("second", &scene.net.proxy, &lab, &options)?;
     let client = scene.new_client();
     let mut stream = scene.net.edge.connect(listen).await?;
     stream
@@ -256,9 +248,9 @@ async fn two_instances(lab: &Lab, family: Family) -> Result<()> {
 }
 
 /// Without headers it is a TCP proxy like others: its own address upstream.
-async fn plain_listener(lab: &Lab, family: Family) -> Result<()> {
+async fn plain_listener(lab: Lab, family: Family) -> Result<()> {
     let net = Topology::standard()?;
-    let scene = Scene::on(net, lab, family, |options| options).await?;
+    let scene = Scene::on(net, &lab, family, |options| options).await?;
     let mut pair = scene.open_with(b"").await?;
     ensure!(
         pair.peer.ip() == scene.net.proxy_inside_ip(family),
@@ -270,9 +262,9 @@ async fn plain_listener(lab: &Lab, family: Family) -> Result<()> {
 }
 
 /// A client of the family that the upstream does not have cannot be its source.
-async fn mismatch_is_refused(lab: &Lab, family: Family) -> Result<()> {
+async fn mismatch_is_refused(lab: Lab, family: Family) -> Result<()> {
     let net = Topology::standard()?;
-    let scene = Scene::on(net, lab, family, |options| {
+    let scene = Scene::on(net, &lab, family, |options| {
         options.accept_proxy(family.everything())
     })
     .await?;
@@ -290,9 +282,9 @@ async fn mismatch_is_refused(lab: &Lab, family: Family) -> Result<()> {
 }
 
 /// It may be told to use its own address then.
-async fn mismatch_by_proxy(lab: &Lab, family: Family) -> Result<()> {
+async fn mismatch_by_proxy(lab: Lab, family: Family) -> Result<()> {
     let net = Topology::standard()?;
-    let scene = Scene::on(net, lab, family, |options| {
+    let scene = Scene::on(net, &lab, family, |options| {
         options
             .accept_proxy(family.everything())
             .with("--source-mismatch=proxy")
@@ -317,8 +309,8 @@ fn mismatched(scene: &Scene) -> Vec<u8> {
 
 /// Rules 14, 16 and 17: headers that name no usable client are accepted, and the other end of the
 /// connection is the client.
-async fn headers_without_client(lab: &Lab, family: Family) -> Result<()> {
-    let scene = Scene::start(lab, family, Engine::Copy).await?;
+async fn headers_without_client(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::start(&lab, family, Engine::Copy).await?;
     let load_balancer = header::v2_raw(0x20, 0x11, &[0xea; 84]);
     let headers: [&[u8]; 5] = [
         b"PROXY UNKNOWN\r\n",
@@ -341,8 +333,8 @@ async fn headers_without_client(lab: &Lab, family: Family) -> Result<()> {
 }
 
 /// Rule 13: `::ffff:a.b.c.d` under TCP6 is an IPv4 client.
-async fn mapped(lab: &Lab) -> Result<()> {
-    let scene = Scene::start(lab, Family::V4, Engine::Copy).await?;
+async fn mapped(lab: Lab) -> Result<()> {
+    let scene = Scene::start(&lab, Family::V4, Engine::Copy).await?;
     let header = b"PROXY TCP6 ::ffff:203.0.113.5 2001:db8::1 4000 443\r\n";
     let pair = scene.open_with(header).await?;
     ensure!(

@@ -17,30 +17,22 @@ fn main() -> ExitCode {
     let mut suite = Suite::new();
     for family in Family::ALL {
         for engine in Engine::ALL {
-            suite.test(
-                format!("random_sizes_{family}_{engine}"),
-                &[],
-                move |lab| async move { random_sizes(&lab, family, engine).await },
-            );
-            suite.test(
-                format!("bulk_{family}_{engine}"),
-                &[],
-                move |lab| async move { bulk(&lab, family, engine).await },
-            );
-            suite.test(
-                format!("slow_readers_{family}_{engine}"),
-                &[],
-                move |lab| async move { slow_readers(&lab, family, engine).await },
-            );
+            suite.test(format!("random_sizes_{family}_{engine}"), &[], move |lab| {
+                random_sizes(lab, family, engine)
+            });
+            suite.test(format!("bulk_{family}_{engine}"), &[], move |lab| {
+                bulk(lab, family, engine)
+            });
+            suite.test(format!("slow_readers_{family}_{engine}"), &[], move |lab| {
+                slow_readers(lab, family, engine)
+            });
             for segment in [Segment::Transit, Segment::Inside] {
                 for (name, impairment) in impairments() {
                     let side = side(segment);
                     suite.test(
                         format!("{name}_{side}_{family}_{engine}"),
                         &[Need::Tun],
-                        move |lab| async move {
-                            over_a_bad_wire(&lab, segment, impairment, family, engine).await
-                        },
+                        move |lab| over_a_bad_wire(lab, segment, impairment, family, engine),
                     );
                 }
             }
@@ -118,9 +110,9 @@ fn impairments() -> Vec<(&'static str, Impairment)> {
 }
 
 /// Many connections at once, each with sizes of its own in each direction, some of them none.
-async fn random_sizes(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+async fn random_sizes(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     const FLOWS: usize = 40;
-    let scene = Scene::start(lab, family, engine).await?;
+    let scene = Scene::start(&lab, family, engine).await?;
     let mut random = fastrand::Rng::with_seed(5);
     let mut flows = JoinSet::new();
     for n in 0..FLOWS as u64 {
@@ -148,8 +140,8 @@ async fn random_sizes(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
 }
 
 /// One connection at full speed both ways.
-async fn bulk(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::start(lab, family, engine).await?;
+async fn bulk(lab: Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(&lab, family, engine).await?;
     let mut pair = scene.open().await?;
     let size = shrunk(256 << 20);
     let (up, down) = (Flow::new(size, 1), Flow::new(size, 2));
@@ -165,8 +157,8 @@ async fn bulk(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
 }
 
 /// Readers that take a little at a time, so that every queue on the way fills and empties.
-async fn slow_readers(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::start(lab, family, engine).await?;
+async fn slow_readers(lab: Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(&lab, family, engine).await?;
     let mut flows = JoinSet::new();
     for n in 0..4 {
         let Pair {
@@ -191,7 +183,7 @@ async fn slow_readers(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
 
 /// A few connections over a wire that the test has seen to be bad.
 async fn over_a_bad_wire(
-    lab: &Lab,
+    lab: Lab,
     segment: Segment,
     impairment: Impairment,
     family: Family,
@@ -205,7 +197,7 @@ async fn over_a_bad_wire(
         Segment::Inside => plan.inside = link,
         Segment::Outside => plan.outside = link,
     }
-    let scene = Arc::new(Scene::with(lab, family, &plan, |options| options.engine(engine)).await?);
+    let scene = Arc::new(Scene::with(&lab, family, &plan, |options| options.engine(engine)).await?);
     let mut flows = JoinSet::new();
     for n in 0..FLOWS {
         // One after the other, so that each is known by its place in the backend's queue.

@@ -65,59 +65,56 @@ fn main() -> ExitCode {
                 suite.test(
                     format!("reset_by_{name}_{family}_{engine}"),
                     &[],
-                    move |lab| async move { reset(&lab, side, stage, family, engine).await },
+                    move |lab| reset(lab, side, stage, family, engine),
                 );
             }
             for (name, from_client) in [("client", true), ("backend", false)] {
                 suite.test(
                     format!("half_close_by_{name}_{family}_{engine}"),
                     &[],
-                    move |lab| async move { half_close(&lab, from_client, family, engine).await },
+                    move |lab| half_close(lab, from_client, family, engine),
                 );
             }
-            suite.test(
-                format!("idle_timeout_{family}_{engine}"),
-                &[],
-                move |lab| async move { idle_timeout(&lab, family, engine).await },
-            );
+            suite.test(format!("early_fin_{family}_{engine}"), &[], move |lab| {
+                early_fin(lab, family, engine)
+            });
+            suite.test(format!("idle_timeout_{family}_{engine}"), &[], move |lab| {
+                idle_timeout(lab, family, engine)
+            });
             suite.test(
                 format!("half_close_timeout_{family}_{engine}"),
                 &[],
-                move |lab| async move { half_close_timeout(&lab, family, engine).await },
+                move |lab| half_close_timeout(lab, family, engine),
             );
             suite.test(
                 format!("sigterm_drains_{family}_{engine}"),
                 &[],
-                move |lab| async move { sigterm_drains(&lab, family, engine).await },
+                move |lab| sigterm_drains(lab, family, engine),
             );
             suite.test(
                 format!("drain_deadline_{family}_{engine}"),
                 &[],
-                move |lab| async move { drain_deadline(&lab, family, engine).await },
+                move |lab| drain_deadline(lab, family, engine),
             );
-            suite.test(
-                format!("sigkill_{family}_{engine}"),
-                &[],
-                move |lab| async move { sigkill(&lab, family, engine).await },
-            );
+            suite.test(format!("sigkill_{family}_{engine}"), &[], move |lab| {
+                sigkill(lab, family, engine)
+            });
         }
-        suite.test(
-            format!("backend_refuses_{family}"),
-            &[],
-            move |lab| async move { backend_refuses(&lab, family).await },
-        );
+        suite.test(format!("backend_refuses_{family}"), &[], move |lab| {
+            backend_refuses(lab, family)
+        });
         suite.test(
             format!("replies_do_not_come_back_{family}"),
             &[],
-            move |lab| async move { replies_do_not_come_back(&lab, family).await },
+            move |lab| replies_do_not_come_back(lab, family),
         );
     }
     suite.run()
 }
 
 /// A reset is passed on as a reset, at whatever stage it comes.
-async fn reset(lab: &Lab, side: Side, stage: Stage, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::start(lab, family, engine).await?;
+async fn reset(lab: Lab, side: Side, stage: Stage, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(&lab, family, engine).await?;
     let header = Version::V2.header(scene.new_client(), scene.address());
     let mut client = scene.connect().await?;
     match stage {
@@ -170,8 +167,8 @@ async fn reset(lab: &Lab, side: Side, stage: Stage, family: Family, engine: Engi
 }
 
 /// One direction ends; the other goes on for as long as it likes.
-async fn half_close(lab: &Lab, from_client: bool, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::start(lab, family, engine).await?;
+async fn half_close(lab: Lab, from_client: bool, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(&lab, family, engine).await?;
     let Pair { client, server, .. } = scene.open().await?;
     let (mut first, mut second) = if from_client {
         (client, server)
@@ -221,8 +218,8 @@ async fn early_fin(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
 }
 
 /// Bytes in either direction keep a flow; without any it ends.
-async fn idle_timeout(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::with(lab, family, &Plan::default(), |options| {
+async fn idle_timeout(lab: Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
         options.engine(engine).with("--idle-timeout=2s")
     })
     .await?;
@@ -257,8 +254,8 @@ async fn idle_timeout(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
 }
 
 /// A flow with one direction closed may be quiet for less long.
-async fn half_close_timeout(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::with(lab, family, &Plan::default(), |options| {
+async fn half_close_timeout(lab: Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
         options.engine(engine).with("--half-close-timeout=1s")
     })
     .await?;
@@ -285,10 +282,10 @@ async fn half_close_timeout(lab: &Lab, family: Family, engine: Engine) -> Result
 }
 
 /// SIGTERM: no new connections, the old ones go on to their own end, then nothing is left.
-async fn sigterm_drains(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+async fn sigterm_drains(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     let net = Topology::standard()?;
     let before = HostState::with_filters(&net.proxy)?;
-    let mut scene = Scene::on(net, lab, family, |options| {
+    let mut scene = Scene::on(net, &lab, family, |options| {
         options
             .accept_proxy(family.everything())
             .engine(engine)
@@ -326,8 +323,8 @@ async fn sigterm_drains(lab: &Lab, family: Family, engine: Engine) -> Result<()>
 }
 
 /// Flows that outlast the deadline are closed.
-async fn drain_deadline(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
-    let mut scene = Scene::with(lab, family, &Plan::default(), |options| {
+async fn drain_deadline(lab: Lab, family: Family, engine: Engine) -> Result<()> {
+    let mut scene = Scene::with(&lab, family, &Plan::default(), |options| {
         options.engine(engine).with("--drain-timeout=1s")
     })
     .await?;
@@ -346,7 +343,7 @@ async fn drain_deadline(lab: &Lab, family: Family, engine: Engine) -> Result<()>
 }
 
 /// Killed: `cleanup` removes what is left and nothing else, and a new daemon starts either way.
-async fn sigkill(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+async fn sigkill(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     let net = Topology::standard()?;
     // Another's filter, on the very interface: the qdisc is no longer limpid's to remove.
     net.proxy.sh("tc qdisc add dev inside clsact")?;
@@ -355,7 +352,7 @@ async fn sigkill(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
     ensure!(!filters.is_empty(), "the other's filter is not there");
     let before = HostState::with_filters(&net.proxy)?;
     let options = |options: Options| options.accept_proxy(family.everything()).engine(engine);
-    let mut scene = Scene::on(net, lab, family, options).await?;
+    let mut scene = Scene::on(net, &lab, family, options).await?;
     let pair = scene.open().await?;
     scene.limpid.kill()?;
     drop(pair);
@@ -364,7 +361,7 @@ async fn sigkill(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
     let upstream = scene.net.backend_addr(family, UPSTREAM);
     let again = Limpid::start(
         &scene.net.proxy,
-        lab,
+        &lab,
         &options(Options::new(address, upstream)),
     )?;
     let mut pair = scene.open().await.context("after a restart")?;
@@ -388,12 +385,12 @@ async fn sigkill(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
 }
 
 /// A backend without a listener: the client is told by a closed connection, the operator by a name.
-async fn backend_refuses(lab: &Lab, family: Family) -> Result<()> {
+async fn backend_refuses(lab: Lab, family: Family) -> Result<()> {
     let net = Topology::standard()?;
     let listen = net.proxy_addr(family, LISTEN);
     let options =
         Options::new(listen, net.backend_addr(family, 9)).accept_proxy(family.everything());
-    let limpid = Limpid::start(&net.proxy, lab, &options)?;
+    let limpid = Limpid::start(&net.proxy, &lab, &options)?;
     let mut client = net.edge.connect(listen).await?;
     let from = std::net::SocketAddr::new(net.elsewhere(family, 5), 5000);
     client.write_all(&Version::V2.header(from, listen)).await?;
@@ -410,8 +407,8 @@ async fn backend_refuses(lab: &Lab, family: Family) -> Result<()> {
 }
 
 /// SYNs leave and nothing returns: the message says so, and where to look.
-async fn replies_do_not_come_back(lab: &Lab, family: Family) -> Result<()> {
-    let scene = Scene::with(lab, family, &Plan::default(), |options| {
+async fn replies_do_not_come_back(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
         options.with("--connect-timeout=2s")
     })
     .await?;

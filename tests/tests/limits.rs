@@ -31,33 +31,29 @@ fn main() -> ExitCode {
             suite.test(
                 format!("thousand_flows_{family}_{engine}"),
                 &[],
-                move |lab| async move { thousand_flows(&lab, family, engine).await },
+                move |lab| thousand_flows(lab, family, engine),
             );
-            suite.test(
-                format!("churn_{family}_{engine}"),
-                &[],
-                move |lab| async move { churn(&lab, family, engine).await },
-            );
+            suite.test(format!("churn_{family}_{engine}"), &[], move |lab| {
+                churn(lab, family, engine)
+            });
             for (name, upward) in [("backend", true), ("client", false)] {
                 suite.test(
                     format!("stalled_{name}_{family}_{engine}"),
                     &[],
-                    move |lab| async move { stalled_reader(&lab, upward, family, engine).await },
+                    move |lab| stalled_reader(lab, upward, family, engine),
                 );
             }
         }
-        suite.test(
-            format!("out_of_files_{family}"),
-            &[],
-            move |lab| async move { out_of_files(&lab, family).await },
-        );
+        suite.test(format!("out_of_files_{family}"), &[], move |lab| {
+            out_of_files(lab, family)
+        });
     }
     suite.run()
 }
 
 /// A thousand clients at once, each seen as itself, each with its own bytes.
-async fn thousand_flows(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::start(lab, family, engine).await?;
+async fn thousand_flows(lab: Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(&lab, family, engine).await?;
     let count = usize::try_from(shrunk(1000))?;
     let before = Memory::measure(&scene.net.proxy, scene.limpid.pid())?;
     let mut pairs = Vec::new();
@@ -109,9 +105,9 @@ async fn thousand_flows(lab: &Lab, family: Family, engine: Engine) -> Result<()>
 
 /// A sender that blasts at a reader that does not read: it must be stopped, and what is in between
 /// is bounded. Then the reader reads, and all of it is there.
-async fn stalled_reader(lab: &Lab, upward: bool, family: Family, engine: Engine) -> Result<()> {
+async fn stalled_reader(lab: Lab, upward: bool, family: Family, engine: Engine) -> Result<()> {
     const FLOWS: usize = 2;
-    let scene = Scene::start(lab, family, engine).await?;
+    let scene = Scene::start(&lab, family, engine).await?;
     let mut ends = Vec::new();
     for _ in 0..FLOWS {
         let Pair { client, server, .. } = scene.open().await?;
@@ -134,9 +130,9 @@ async fn stalled_reader(lab: &Lab, upward: bool, family: Family, engine: Engine)
 }
 
 /// Out of file descriptors: accepting pauses, and goes on when there are some again.
-async fn out_of_files(lab: &Lab, family: Family) -> Result<()> {
+async fn out_of_files(lab: Lab, family: Family) -> Result<()> {
     const FILES: usize = 64;
-    let scene = Scene::with(lab, family, &Plan::default(), |options| {
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
         options.file_limit(FILES)
     })
     .await?;
@@ -170,9 +166,9 @@ fn cpu_time(pid: u32) -> Result<u64> {
 }
 
 /// Short connections in quick succession leave nothing behind.
-async fn churn(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
+async fn churn(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     const BATCH: usize = 20;
-    let scene = Scene::start(lab, family, engine).await?;
+    let scene = Scene::start(&lab, family, engine).await?;
     let rounds = usize::try_from(shrunk(40))?;
     for round in 0..rounds {
         let mut flows = JoinSet::new();

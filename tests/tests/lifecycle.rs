@@ -189,8 +189,8 @@ async fn half_close(lab: Lab, from_client: bool, family: Family, engine: Engine)
 }
 
 /// A side that has ended before there was a splice: everything it said still comes, and the answer.
-async fn early_fin(lab: &Lab, family: Family, engine: Engine) -> Result<()> {
-    let scene = Scene::start(lab, family, engine).await?;
+async fn early_fin(lab: Lab, family: Family, engine: Engine) -> Result<()> {
+    let scene = Scene::start(&lab, family, engine).await?;
     let (request, answer) = (Flow::new(100_000, 1), Flow::new(200_000, 2));
     let mut client = scene.connect().await?;
     client

@@ -13,7 +13,8 @@ use super::{Addresses, Tlv, TlvType};
 pub enum Subject {
     /// It is made for a client: `TCP4` or `TCP6`, or the command PROXY.
     Client(Addresses),
-    /// It is made on the proxy's own account: `UNKNOWN`, or the command LOCAL.
+    /// It is made on the proxy's own account: `UNKNOWN`, or the command LOCAL. (A health check in
+    /// version 1 is a [`Subject::Client`] with the addresses of its own socket, rule 24.)
     OwnAccount,
 }
 

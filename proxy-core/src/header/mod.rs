@@ -12,6 +12,19 @@
 //! Belongs here: everything about the bytes of a header. Does not: reading them from a socket under
 //! a deadline, and deciding what to do with a connection whose header was refused.
 //!
+//! ```
+//! use proxy_core::header::{Decoder, Refusal, Status};
+//!
+//! let received = b"PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\nGET / HTTP/1.1\r\n";
+//! let decoder = Decoder::default();
+//! assert_eq!(decoder.decode(&received[..20]), Ok(Status::Incomplete { need: 22 }));
+//! let Ok(Status::Complete { header, consumed }) = decoder.decode(received) else { panic!() };
+//! assert_eq!(header.client().unwrap().to_string(), "192.0.2.1:56324");
+//! assert_eq!(&received[consumed..], b"GET / HTTP/1.1\r\n");
+//!
+//! assert_eq!(decoder.decode(b"GET / HTTP/1.1\r\n"), Err(Refusal::NotProxyProtocol));
+//! ```
+//!
 #![doc = include_str!("rules.md")]
 
 mod decode;

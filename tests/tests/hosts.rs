@@ -37,6 +37,9 @@ fn main() -> ExitCode {
                 move |lab| docker(lab, family, engine),
             );
         }
+        suite.test(format!("mounts_its_bpffs_{family}"), &[], move |lab| {
+            mounts_its_bpffs(lab, family)
+        });
     }
     suite.run()
 }
@@ -64,6 +67,31 @@ async fn docker(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     net.enable_forwarding()?;
     firewall::docker(&net.proxy, "inside")?;
     works_and_changes_nothing(net, &lab, family, engine).await
+}
+
+/// Where no bpffs is, as under `ip netns exec`, limpid mounts one; here, in a mount namespace that
+/// ends with it.
+async fn mounts_its_bpffs(lab: Lab, family: Family) -> Result<()> {
+    let net = Topology::standard()?;
+    let scene = Scene::on(net, &lab, family, |options| {
+        options
+            .accept_proxy(family.everything())
+            .without_bpffs()
+            .under(&["unshare", "--mount"])
+    })
+    .await?;
+    let client = scene.new_client();
+    let pair = scene.open_as(Version::V2, client).await?;
+    ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
+    let mounts = std::fs::read_to_string(format!("/proc/{}/mounts", scene.limpid.pid()))?;
+    let folder = lab.path().display().to_string();
+    ensure!(
+        mounts
+            .lines()
+            .any(|line| line.contains(&folder) && line.contains(" bpf ")),
+        "no bpffs:\n{mounts}"
+    );
+    Ok(())
 }
 
 async fn works_and_changes_nothing(

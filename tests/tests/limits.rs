@@ -132,8 +132,9 @@ async fn stalled_reader(lab: Lab, upward: bool, family: Family, engine: Engine) 
 /// Out of file descriptors: accepting pauses, and goes on when there are some again.
 async fn out_of_files(lab: Lab, family: Family) -> Result<()> {
     const FILES: usize = 64;
+    let limit = format!("--nofile={FILES}");
     let scene = Scene::with(&lab, family, &Plan::default(), |options| {
-        options.file_limit(FILES)
+        options.under(&["prlimit", &limit])
     })
     .await?;
     let mut idle = Vec::new();

@@ -48,7 +48,8 @@ impl fmt::Display for Engine {
 pub struct Options {
     listen: SocketAddr,
     args: Vec<String>,
-    file_limit: Option<usize>,
+    wrapper: Vec<String>,
+    mounts_itself: bool,
 }
 
 impl Options {
@@ -61,7 +62,8 @@ impl Options {
         Self {
             listen,
             args,
-            file_limit: None,
+            wrapper: Vec::new(),
+            mounts_itself: false,
         }
     }
 
@@ -78,10 +80,17 @@ impl Options {
         self.with("--accept-proxy").with(format!("--trust={trust}"))
     }
 
-    /// No more than this many open files.
+    /// Started by another program, which takes the rest of the command line: `prlimit`, `unshare`.
     #[must_use]
-    pub fn file_limit(mut self, files: usize) -> Self {
-        self.file_limit = Some(files);
+    pub fn under(mut self, words: &[&str]) -> Self {
+        self.wrapper = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// With a folder for a bpffs and no bpffs on it.
+    #[must_use]
+    pub fn without_bpffs(mut self) -> Self {
+        self.mounts_itself = true;
         self
     }
 
@@ -126,7 +135,10 @@ impl Limpid {
         let instance = format!("{name}-{}", host.name());
         let name = format!("limpid-{instance}");
         // A restarted instance finds the file system of the one before.
-        let mount = BpfFs::at(lab.path().join(format!("{name}.bpf")))?;
+        let mount = BpfFs::at(
+            lab.path().join(format!("{name}.bpf")),
+            options.mounts_itself,
+        )?;
         let control = lab.path().join(format!("{name}.sock"));
         let mut args = vec!["run".to_owned(), "--log-format=json".to_owned()];
         args.extend([
@@ -135,15 +147,13 @@ impl Limpid {
             control_arg(&control),
         ]);
         args.extend(options.args.iter().cloned());
-        let program = limpid_binary()?;
-        let process = match options.file_limit {
-            None => Process::start(host, lab.path(), &name, &program, &args)?,
-            Some(files) => {
-                let limit = [format!("--nofile={files}"), program.display().to_string()];
-                let args = [&limit[..], &args].concat();
-                Process::start(host, lab.path(), &name, Path::new("prlimit"), &args)?
-            }
-        };
+        let words = [
+            &options.wrapper[..],
+            &[limpid_binary()?.display().to_string()],
+            &args,
+        ]
+        .concat();
+        let process = Process::start(host, lab.path(), &name, Path::new(&words[0]), &words[1..])?;
         let bpffs = mount.path.clone();
         Ok(Self {
             process,
@@ -338,7 +348,7 @@ struct BpfFs {
 }
 
 impl BpfFs {
-    fn at(path: PathBuf) -> Result<Self> {
+    fn at(path: PathBuf, bare: bool) -> Result<Self> {
         if path.exists() {
             return Ok(Self {
                 path,
@@ -346,6 +356,12 @@ impl BpfFs {
             });
         }
         std::fs::create_dir(&path)?;
+        if bare {
+            return Ok(Self {
+                path,
+                mounted: false,
+            });
+        }
         mount(
             Some("bpf"),
             &path,

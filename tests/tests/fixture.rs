@@ -31,6 +31,9 @@ fn main() -> ExitCode {
         suite.test(format!("resets_are_seen_{family}"), &[], move |_| {
             resets(family)
         });
+        suite.test(format!("small_mtu_{family}"), &[], move |_| {
+            small_mtu(family)
+        });
         suite.test(
             format!("haproxy_to_nginx_{family}"),
             &[HAPROXY, NGINX],
@@ -174,5 +177,23 @@ async fn stalled_haproxy(lab: Lab) -> Result<()> {
         held.per_flow / 1024
     );
     ensure!((256 << 10..16 << 20).contains(&held.per_flow), "{held:?}");
+    Ok(())
+}
+
+/// The router does send its complaints, and without a proxy in between they are heard.
+async fn small_mtu(family: Family) -> Result<()> {
+    let net = Topology::build(&Plan {
+        router_mtu: Some(1300),
+        ..Plan::default()
+    })?;
+    net.enable_forwarding()?;
+    let address = net.backend_addr(family, 9000);
+    let listener = net.backend.listen(address).await?;
+    let mut client = net.client.connect(address).await?;
+    let (mut server, _) = listener.accept().await?;
+    let (up, down) = (Flow::new(1_000_000, 1), Flow::new(1_000_000, 2));
+    transfer::exchange(&mut client, &mut server, up, down).await?;
+    let route = net.client.sh(&format!("ip route get {}", address.ip()))?;
+    ensure!(route.contains("mtu 1300"), "nothing was learned: {route}");
     Ok(())
 }

@@ -2,16 +2,18 @@
 //! changes nothing of theirs.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use limpid_tests::firewall;
 use limpid_tests::header::Version;
 use limpid_tests::host_state::{HostState, ensure_unchanged};
 use limpid_tests::net::{Family, LinkKind, Plan, Topology};
 use limpid_tests::programs::Engine;
 use limpid_tests::scene::{LISTEN, Scene};
-use limpid_tests::suite::{Lab, Need, Suite};
+use limpid_tests::suite::{Lab, Need, Suite, scaled};
 use limpid_tests::transfer::{self, Flow};
+use tokio::time::timeout;
 
 const IPTABLES: Need = Need::Program("/usr/sbin/iptables");
 
@@ -37,6 +39,9 @@ fn main() -> ExitCode {
                 move |lab| docker(lab, family, engine),
             );
         }
+        suite.test(format!("path_mtu_is_learned_{family}"), &[], move |lab| {
+            path_mtu_is_learned(lab, family)
+        });
         suite.test(format!("mounts_its_bpffs_{family}"), &[], move |lab| {
             mounts_its_bpffs(lab, family)
         });
@@ -67,6 +72,26 @@ async fn docker(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     net.enable_forwarding()?;
     firewall::docker(&net.proxy, "inside")?;
     works_and_changes_nothing(net, &lab, family, engine).await
+}
+
+/// "Fragmentation needed" and "packet too big" of a router are addressed to the client, and must find
+/// limpid's socket, or large packets vanish for ever.
+async fn path_mtu_is_learned(lab: Lab, family: Family) -> Result<()> {
+    let plan = Plan {
+        router_mtu: Some(1300),
+        ..Plan::default()
+    };
+    let scene = Scene::with(&lab, family, &plan, |options| options).await?;
+    let client = scene.new_client();
+    let mut pair = scene.open_as(Version::V2, client).await?;
+    ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
+    let (up, down) = (Flow::new(1_000_000, 1), Flow::new(1_000_000, 2));
+    timeout(
+        scaled(Duration::from_secs(20)),
+        transfer::exchange(&mut pair.client, &mut pair.server, up, down),
+    )
+    .await
+    .context("large packets are lost")?
 }
 
 /// Where no bpffs is, as under `ip netns exec`, limpid mounts one; here, in a mount namespace that

@@ -45,7 +45,7 @@ fn side(segment: Segment) -> &'static str {
     match segment {
         Segment::Transit => "downstream",
         Segment::Inside => "upstream",
-        Segment::Outside => "outside",
+        Segment::Outside | Segment::Beyond => "elsewhere",
     }
 }
 
@@ -195,7 +195,7 @@ async fn over_a_bad_wire(
     match segment {
         Segment::Transit => plan.transit = link,
         Segment::Inside => plan.inside = link,
-        Segment::Outside => plan.outside = link,
+        Segment::Outside | Segment::Beyond => anyhow::bail!("limpid has no interface there"),
     }
     let scene = Arc::new(Scene::with(&lab, family, &plan, |options| options.engine(engine)).await?);
     let mut flows = JoinSet::new();

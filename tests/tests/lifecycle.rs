@@ -353,13 +353,16 @@ async fn sigkill(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     let before = HostState::with_filters(&net.proxy)?;
     let options = |options: Options| options.accept_proxy(family.everything()).engine(engine);
     let mut scene = Scene::on(net, &lab, family, options).await?;
-    let pair = scene.open().await?;
+    let mut pair = scene.open().await?;
     scene.limpid.kill()?;
-    drop(pair);
+    // What is pinned lets the kernel close both connections in their right names.
+    transfer::expect_closed(&mut pair.client).await?;
+    transfer::expect_closed(&mut pair.server).await?;
+    ensure!(!scene.limpid.pinned()?.is_empty(), "nothing was pinned");
 
     let address = scene.net.proxy_addr(family, LISTEN);
     let upstream = scene.net.backend_addr(family, UPSTREAM);
-    let again = Limpid::start(
+    let mut again = Limpid::start(
         &scene.net.proxy,
         &lab,
         &options(Options::new(address, upstream)),
@@ -367,7 +370,6 @@ async fn sigkill(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     let mut pair = scene.open().await.context("after a restart")?;
     let (up, down) = (Flow::new(100_000, 1), Flow::new(100_000, 2));
     transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
-    let mut again = again;
     again.kill()?;
 
     again.cleanup(&scene.net.proxy)?;

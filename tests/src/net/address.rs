@@ -1,4 +1,5 @@
-//! The address plan. Every address is from a documentation range (RFC 5737, RFC 3849), so that none
+//! The address plan. Every address is from a documentation range (RFC 5737, RFC 3849)
+//! or the range for benchmarks (RFC 2544), so that none
 //! can be mistaken for one of the machine that runs the tests.
 //!
 //! ```text
@@ -57,7 +58,7 @@ impl fmt::Display for Family {
     }
 }
 
-/// One of the three networks.
+/// One of the networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Segment {
     /// Where clients are.
@@ -66,6 +67,8 @@ pub enum Segment {
     Transit,
     /// Between proxy and backends: limpid's upstream side.
     Inside,
+    /// Behind a router of the inside network (RFC 2544's range), where a scenario has one.
+    Beyond,
 }
 
 /// Prefix lengths of every segment, IPv4 and IPv6.
@@ -83,9 +86,11 @@ impl Segment {
             (Self::Outside, Family::V4) => Ipv4Addr::new(203, 0, 113, n).into(),
             (Self::Transit, Family::V4) => Ipv4Addr::new(198, 51, 100, n).into(),
             (Self::Inside, Family::V4) => Ipv4Addr::new(192, 0, 2, n).into(),
+            (Self::Beyond, Family::V4) => Ipv4Addr::new(198, 18, 0, n).into(),
             (Self::Outside, Family::V6) => Self::v6(0xc, n),
             (Self::Transit, Family::V6) => Self::v6(0xa, n),
             (Self::Inside, Family::V6) => Self::v6(0xb, n),
+            (Self::Beyond, Family::V6) => Self::v6(0xd, n),
         }
     }
 

@@ -83,7 +83,15 @@ impl Link {
     }
 }
 
-impl End<'_> {
+impl<'a> End<'a> {
+    pub(super) fn new(host: &'a Host, interface: &'a str, address: HostAddress) -> Self {
+        Self {
+            host,
+            interface,
+            address,
+        }
+    }
+
     fn address(&self, segment: Segment) -> Result<()> {
         let v4 = segment.address(self.address, Family::V4);
         let v6 = segment.address(self.address, Family::V6);

@@ -25,6 +25,9 @@ pub struct Plan {
     pub inside: LinkKind,
     /// A second backend, `.11`.
     pub two_backends: bool,
+    /// A router between proxy and backend, `.2`, which forwards no packet larger than this to the
+    /// backend: the backend is then in [`Segment::Beyond`].
+    pub router_mtu: Option<u16>,
 }
 
 /// Four or five hosts and the links between them.
@@ -41,6 +44,8 @@ pub struct Topology {
     pub backend: Host,
     /// Another server, if the plan has one.
     pub backend2: Option<Host>,
+    /// The router before the backend, if the plan has one.
+    pub router: Option<Host>,
 }
 
 const CLIENT: HostAddress = HostAddress(10);
@@ -48,6 +53,8 @@ const EDGE_OUTSIDE: HostAddress = HostAddress(1);
 const EDGE_TRANSIT: HostAddress = HostAddress(2);
 const PROXY: HostAddress = HostAddress(1);
 const BACKEND: HostAddress = HostAddress(10);
+const ROUTER: HostAddress = HostAddress(2);
+const ROUTER_BEYOND: HostAddress = HostAddress(1);
 const BACKEND2: HostAddress = HostAddress(11);
 
 impl Topology {
@@ -62,72 +69,65 @@ impl Topology {
         let edge = Host::new("edge")?;
         let proxy = Host::new("proxy")?;
         let backend = Host::new("backend")?;
-        let mut links = vec![
-            (
-                Segment::Outside,
-                Link::join(
-                    &plan.outside,
-                    Segment::Outside,
-                    &End {
-                        host: &edge,
-                        interface: "outside",
-                        address: EDGE_OUTSIDE,
-                    },
-                    &End {
-                        host: &client,
-                        interface: "eth0",
-                        address: CLIENT,
-                    },
-                )?,
-            ),
-            (
-                Segment::Transit,
-                Link::join(
-                    &plan.transit,
-                    Segment::Transit,
-                    &End {
-                        host: &proxy,
-                        interface: "transit",
-                        address: PROXY,
-                    },
-                    &End {
-                        host: &edge,
-                        interface: "transit",
-                        address: EDGE_TRANSIT,
-                    },
-                )?,
-            ),
-        ];
-        let mut plug = |host: &Host, address| -> Result<()> {
-            links.push((
+        let mut links = Vec::new();
+        let mut join = |kind: &LinkKind, segment, near: End<'_>, far: End<'_>| -> Result<()> {
+            links.push((segment, Link::join(kind, segment, &near, &far)?));
+            default_route(far.host, segment, near.address)
+        };
+        join(
+            &plan.outside,
+            Segment::Outside,
+            End::new(&edge, "outside", EDGE_OUTSIDE),
+            End::new(&client, "eth0", CLIENT),
+        )?;
+        join(
+            &plan.transit,
+            Segment::Transit,
+            End::new(&proxy, "transit", PROXY),
+            End::new(&edge, "transit", EDGE_TRANSIT),
+        )?;
+        let inside = || End::new(&proxy, "inside", PROXY);
+        let (mut router, mut backend2) = (None, None);
+        if let Some(mtu) = plan.router_mtu {
+            let host = Host::new("router")?;
+            join(
+                &plan.inside,
                 Segment::Inside,
-                Link::join(
-                    &plan.inside,
-                    Segment::Inside,
-                    &End {
-                        host: &proxy,
-                        interface: "inside",
-                        address: PROXY,
-                    },
-                    &End {
-                        host,
-                        interface: "eth0",
-                        address,
-                    },
-                )?,
-            ));
-            default_route(host, Segment::Inside, PROXY)
-        };
-        plug(&backend, BACKEND)?;
-        let backend2 = if plan.two_backends {
-            let host = Host::new("backend2")?;
-            plug(&host, BACKEND2)?;
-            Some(host)
+                inside(),
+                End::new(&host, "inside", ROUTER),
+            )?;
+            join(
+                &LinkKind::Veth,
+                Segment::Beyond,
+                End::new(&host, "beyond", ROUTER_BEYOND),
+                End::new(&backend, "eth0", BACKEND),
+            )?;
+            forward(&host)?;
+            for family in Family::ALL {
+                let backend = Segment::Beyond.address(BACKEND, family);
+                let router = Segment::Inside.address(ROUTER, family);
+                proxy.ip(&format!("route add {backend} via {router}"))?;
+                host.ip(&format!("route add {backend} dev beyond mtu {mtu}"))?;
+            }
+            router = Some(host);
         } else {
-            None
-        };
-        default_route(&client, Segment::Outside, EDGE_OUTSIDE)?;
-        default_route(&edge, Segment::Transit, PROXY)?;
+            join(
+                &plan.inside,
+                Segment::Inside,
+                inside(),
+                End::new(&backend, "eth0", BACKEND),
+            )?;
+        }
+        if plan.two_backends {
+            let host = Host::new("backend2")?;
+            join(
+                &plan.inside,
+                Segment::Inside,
+                inside(),
+                End::new(&host, "eth0", BACKEND2),
+            )?;
+            backend2 = Some(host);
+        }
         default_route(&proxy, Segment::Transit, EDGE_TRANSIT)?;
         Ok(Self {
             links,
@@ -136,6 +136,7 @@ impl Topology {
             proxy,
             backend,
             backend2,
+            router,
         })
     }
 
@@ -150,11 +151,8 @@ impl Topology {
 
     /// Lets edge and proxy forward, for what is to reach the backend without any proxy.
     pub fn enable_forwarding(&self) -> Result<()> {
-        for host in [&self.edge, &self.proxy] {
-            host.sysctl("net/ipv4/ip_forward", "1")?;
-            host.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        }
-        Ok(())
+        forward(&self.edge)?;
+        forward(&self.proxy)
     }
 
     /// The client's address.
@@ -184,7 +182,12 @@ impl Topology {
 
     /// The backend's address.
     pub fn backend_addr(&self, family: Family, port: u16) -> SocketAddr {
-        Segment::Inside.socket(BACKEND, family, port)
+        let segment = if self.router.is_some() {
+            Segment::Beyond
+        } else {
+            Segment::Inside
+        };
+        segment.socket(BACKEND, family, port)
     }
 
     /// The second backend's address.
@@ -199,6 +202,11 @@ impl Topology {
             Family::V6 => IpAddr::from([0x2001, 0xdb8, 0xc, 0, 0, 0, 0xffff, host.into()]),
         }
     }
+}
+
+fn forward(host: &Host) -> Result<()> {
+    host.sysctl("net/ipv4/ip_forward", "1")?;
+    host.sysctl("net/ipv6/conf/all/forwarding", "1")
 }
 
 fn default_route(host: &Host, segment: Segment, via: HostAddress) -> Result<()> {

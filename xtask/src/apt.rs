@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::step::{output, step};
 
 /// Whether packages can be installed here; if not, why.
-pub(crate) fn usable() -> Result<()> {
+fn usable() -> Result<()> {
     ensure!(
         Path::new("/etc/debian_version").exists(),
         "this is not Debian"
@@ -21,7 +21,7 @@ pub(crate) fn usable() -> Result<()> {
 }
 
 /// Whether this process may change the system.
-pub(crate) fn is_root() -> bool {
+fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
@@ -39,29 +39,28 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    usable().with_context(|| format!("type: apt-get install {}", missing.join(" ")))?;
+    let names = missing.join(" ");
+    usable()
+        .with_context(|| format!("missing here, by the names of Debian's packages: {names}"))?;
 
-    step(
-        &format!("installing Debian packages: {}", missing.join(" ")),
-        || {
-            // A fresh machine has no package lists, an old one has lists of versions that are gone.
-            // One broken third-party source is no reason to stop: the install will tell.
-            if let Err(error) = output(apt_get().arg("update")) {
-                eprintln!("    warning: {error:#}");
-            }
-            let _services = ServicesStayDown::new()?;
-            output(
-                apt_get()
-                    .args(["install", "--no-install-recommends", "--no-remove"])
-                    .args(&missing),
-            )?;
-            for service in missing.iter().filter(|name| is_service(name)) {
-                // Only there is systemd to ask where there is systemd.
-                let _ = output(Command::new("systemctl").args(["disable", "--quiet", service]));
-            }
-            Ok(())
-        },
-    )
+    step(&format!("installing Debian packages: {names}"), || {
+        // A fresh machine has no package lists, an old one has lists of versions that are gone.
+        // One broken third-party source is no reason to stop: the install will tell.
+        if let Err(error) = output(apt_get().arg("update")) {
+            eprintln!("    warning: {error:#}");
+        }
+        let _services = ServicesStayDown::new()?;
+        output(
+            apt_get()
+                .args(["install", "--no-install-recommends", "--no-remove"])
+                .args(&missing),
+        )?;
+        for service in missing.iter().filter(|name| is_service(name)) {
+            // Fails where there is no systemd, and there nothing would start.
+            let _ = output(Command::new("systemctl").args(["disable", "--quiet", service]));
+        }
+        Ok(())
+    })
 }
 
 /// Whether apt knows a version of `package` that it could install. Needs no root.

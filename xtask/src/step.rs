@@ -26,7 +26,7 @@ pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T>
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command
         .status()
-        .with_context(|| format!("could not start {command:?}"))?;
+        .with_context(|| format!("could not start {}", shown(command)))?;
     ensure!(status.success(), "{} ended with {status}", shown(command));
     Ok(())
 }
@@ -36,7 +36,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()
-        .with_context(|| format!("could not start {command:?}"))?;
+        .with_context(|| format!("could not start {}", shown(command)))?;
     text(command, &output)
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn output_within(limit: Duration, command: &mut Command) -> Result<St
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| format!("could not start {command:?}"))?;
+        .with_context(|| format!("could not start {}", shown(command)))?;
     let end = Instant::now() + limit;
     while child.try_wait()?.is_none() {
         if Instant::now() >= end {

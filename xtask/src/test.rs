@@ -77,7 +77,7 @@ fn run_counting(command: &mut Command, tally: &mut Tally) -> Result<bool> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
-        .with_context(|| format!("could not start {command:?}"))?;
+        .context("could not start cargo")?;
     let stdout = child.stdout.take().context("stdout was asked for")?;
     for line in BufReader::new(stdout).lines() {
         let line = line.context("could not read what the tests say")?;

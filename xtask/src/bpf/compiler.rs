@@ -154,18 +154,54 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The installed toolchains, the active one first. None where there is no rustup.
+/// The installed toolchains. None where there is no rustup.
 fn rustup_toolchains() -> Vec<(String, PathBuf)> {
-    // A line: `stable-x86_64-unknown-linux-gnu (active, default) /root/.rustup/toolchains/…`
-    let list = output(Command::new("rustup").args(["toolchain", "list", "-v"])).unwrap_or_default();
+    let list = output(Command::new("rustup").args(["toolchain", "list", "-v"]));
+    parse_toolchains(&list.unwrap_or_default())
+}
+
+/// Names and folders out of `rustup toolchain list -v`, the active one first.
+fn parse_toolchains(list: &str) -> Vec<(String, PathBuf)> {
     let mut lines: Vec<&str> = list.lines().collect();
     lines.sort_by_key(|line| !line.contains("active"));
     lines
         .into_iter()
         .filter_map(|line| {
             let name = line.split_whitespace().next()?;
-            let path = line.get(line.find('/')?..)?;
-            Some((name.to_owned(), PathBuf::from(path)))
+            let folder = line.get(line.find('/')?..)?;
+            Some((name.to_owned(), PathBuf::from(folder)))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_active_toolchain_comes_first() {
+        let list = "\
+nightly-x86_64-unknown-linux-gnu\t/home/me/.rustup/toolchains/nightly-x86_64-unknown-linux-gnu
+stable-x86_64-unknown-linux-gnu (active, default) /home/me/.rustup/toolchains/stable
+patched /home/me/src/my rust/stage1
+";
+        let found = parse_toolchains(list);
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "stable-x86_64-unknown-linux-gnu",
+                "nightly-x86_64-unknown-linux-gnu",
+                "patched"
+            ]
+        );
+        assert_eq!(found[0].1, Path::new("/home/me/.rustup/toolchains/stable"));
+        assert_eq!(found[2].1, Path::new("/home/me/src/my rust/stage1"));
+    }
+
+    #[test]
+    fn a_machine_without_rustup_has_no_toolchains() {
+        assert!(parse_toolchains("").is_empty());
+        assert!(parse_toolchains("no installed toolchains\n").is_empty());
+    }
 }

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::Toolchain;
-use super::compiler::{self, Compiler};
-use super::linker;
+use super::{Toolchain, compiler, linker};
 use crate::apt;
 use crate::step::{output_within, step};
 
@@ -28,38 +26,39 @@ or name one:
 
 /// The toolchain to compile BPF with. Changes nothing on the machine if all it needs is there.
 pub(crate) fn setup() -> Result<Toolchain> {
-    let mut refused = Vec::new();
-    if let Some(toolchain) = choose(&mut refused) {
-        return Ok(toolchain);
-    }
+    let mut refused = match choose() {
+        Ok(toolchain) => return Ok(toolchain),
+        Err(refused) => refused,
+    };
+    let mut attempts = Vec::new();
     // Who names a compiler wants that one or none.
     if env::var_os(compiler::OVERRIDE).is_none() {
         for install in [with_rustup, with_apt] {
-            if let Err(error) = install() {
-                refused.push(format!("{error:#}"));
-                continue;
-            }
-            if let Some(toolchain) = choose(&mut refused) {
-                return Ok(toolchain);
+            match install().map(|()| choose()) {
+                Ok(Ok(toolchain)) => return Ok(toolchain),
+                Ok(Err(still)) => refused = still,
+                Err(error) => attempts.push(format!("{error:#}")),
             }
         }
     }
+    refused.append(&mut attempts);
     bail!("no compiler for BPF.\n{}\n{BY_HAND}", refused.join("\n"))
 }
 
-/// The first compiler that will do and that has a linker.
-fn choose(refused: &mut Vec<String>) -> Option<Toolchain> {
+/// The first compiler that will do and that has a linker; or what is wrong with each.
+fn choose() -> Result<Toolchain, Vec<String>> {
+    let mut refused = Vec::new();
     for (origin, probed) in compiler::candidates() {
-        let equipped = probed.and_then(|compiler: Compiler| {
+        let equipped = probed.and_then(|compiler| {
             let linker = linker::ensure_for(&compiler)?;
             Ok(Toolchain { compiler, linker })
         });
         match equipped {
-            Ok(toolchain) => return Some(toolchain),
+            Ok(toolchain) => return Ok(toolchain),
             Err(error) => refused.push(format!("{origin}: {error:#}")),
         }
     }
-    None
+    Err(refused)
 }
 
 /// Adds the library's source to the active toolchain: a small download, and the compiler stays the

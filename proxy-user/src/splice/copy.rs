@@ -1,0 +1,41 @@
+//! The engine `copy`: userspace moves every byte.
+
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+
+use super::end::{Broken, End, Side};
+use super::progress::State;
+use super::pump::{Bulk, Pump};
+use super::supervise::{Direction, supervise};
+use super::{EngineKind, Flow};
+
+/// Copies until the flow ends.
+pub(super) async fn run(flow: Flow<'_>, early: Bytes) -> End {
+    let progress = flow.progress;
+    progress.carried_by(EngineKind::Copy);
+    progress.enter(State::Open);
+    let mut up = Copy(Pump::new(Side::Downstream, progress.up(), early, Bulk::Splice));
+    let mut down = Copy(Pump::new(Side::Upstream, progress.down(), Bytes::new(), Bulk::Splice));
+    let end = supervise(&flow, &mut up, &mut down).await;
+    flow.close(end)
+}
+
+struct Copy<'a>(Pump<'a>);
+
+impl Direction for Copy<'_> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        to: &TcpStream,
+    ) -> Poll<Result<(), Broken>> {
+        self.0.poll(cx, from, to, |_, _| Poll::Ready(Ok(())))
+    }
+
+    fn last_activity(&self) -> Instant {
+        self.0.last_activity()
+    }
+}

@@ -1,0 +1,95 @@
+//! How a flow ended.
+
+use std::fmt;
+use std::io;
+
+/// One of a flow's two connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one that was accepted.
+    Downstream,
+    /// The one to the backend.
+    Upstream,
+}
+
+impl Side {
+    /// The flow's other connection.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Downstream => Self::Upstream,
+            Self::Upstream => Self::Downstream,
+        }
+    }
+}
+
+/// How a flow ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Both sides ended their streams, and everything was delivered.
+    Finished,
+    /// This side sent a RST.
+    Reset(Side),
+    /// This side's connection broke otherwise: its host no longer answers, or is unreachable.
+    Failed(Side),
+    /// Nothing was sent for the idle timeout.
+    IdleTimeout,
+    /// One side had ended its stream, and the other sent nothing for the half-close timeout.
+    HalfCloseTimeout,
+    /// The daemon ended it: shutdown, or by command.
+    Stopped,
+}
+
+impl End {
+    /// Every end, for documentation and metrics.
+    pub const ALL: [Self; 8] = [
+        Self::Finished,
+        Self::Reset(Side::Downstream),
+        Self::Reset(Side::Upstream),
+        Self::Failed(Side::Downstream),
+        Self::Failed(Side::Upstream),
+        Self::IdleTimeout,
+        Self::HalfCloseTimeout,
+        Self::Stopped,
+    ];
+
+    /// Stable name, for logs and metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Finished => "fin",
+            Self::Reset(Side::Downstream) => "downstream-reset",
+            Self::Reset(Side::Upstream) => "upstream-reset",
+            Self::Failed(Side::Downstream) => "downstream-failed",
+            Self::Failed(Side::Upstream) => "upstream-failed",
+            Self::IdleTimeout => "idle-timeout",
+            Self::HalfCloseTimeout => "half-close-timeout",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+/// A connection that broke while something was done with it.
+#[derive(Debug)]
+pub(super) struct Broken {
+    pub(super) side: Side,
+    pub(super) error: io::Error,
+}
+
+impl From<Broken> for End {
+    fn from(Broken { side, error }: Broken) -> Self {
+        // EPIPE: written to a connection that had been reset.
+        if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) {
+            Self::Reset(side)
+        } else {
+            tracing::debug!(?side, "connection failed: {error}");
+            Self::Failed(side)
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Moves the bytes of a connected flow between its two sockets until it ends.
+//!
+//! The engines share the seam [`run`] and the supervision; they differ in who moves bytes.
+//!
+//! * [`engines`]: which engine a flow gets, and why not a better one.
+//! * [`trust`]: kernels whose sockmap can be relied on.
+//! * [`copy`]: the engine `copy`: userspace moves everything.
+//! * [`sockmap`]: the engine `sockmap`: the kernel does, and userspace keeps its queues bounded.
+//! * [`pump`], [`pipe`]: one direction through userspace; both engines use it.
+//! * [`supervise`]: timeouts, resets and the stop signal, the same for every engine that has sockets.
+//! * [`progress`]: what `limpid flows` sees of a flow. [`end`]: how it ended.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+mod copy;
+mod end;
+mod engines;
+mod pipe;
+mod progress;
+mod pump;
+mod sockmap;
+mod supervise;
+mod trust;
+
+pub use end::{End, Side};
+pub use engines::{Choice, EngineKind, Engines, EnginesError, Fallback};
+pub use progress::{Progress, State};
+pub use trust::{Doubt, Trust, trust};
+
+/// A flow whose header is read and whose upstream is connected.
+#[derive(Debug)]
+pub struct Connected {
+    /// The connection that was accepted.
+    pub downstream: TcpStream,
+    /// The connection to the backend.
+    pub upstream: TcpStream,
+    /// Payload that was read with the header; it goes upstream before anything else.
+    pub early: Bytes,
+}
+
+/// How long a flow may be silent.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// While both sides may send.
+    pub idle: Duration,
+    /// After one side has ended its stream.
+    pub half_close: Duration,
+}
+
+/// Splices a flow until it ends, and closes both sockets: in order where it ended in order, with a
+/// reset on both where it did not.
+pub async fn run(
+    engines: &Engines,
+    connected: Connected,
+    limits: &Limits,
+    progress: &Progress,
+    stop: CancellationToken,
+) -> End {
+    let Connected { downstream, upstream, early } = connected;
+    for socket in [&downstream, &upstream] {
+        // Each write is a message of its sender's; waiting for more would delay it. Fails only on a
+        // socket that is reset already, which the engine will see.
+        let _ = socket.set_nodelay(true);
+    }
+    let flow = Flow { downstream, upstream, limits, progress, stop };
+    let end = match engines.sockmap() {
+        Ok(sockmap) => sockmap::run(sockmap, flow, early).await,
+        Err(fallback) => {
+            if let Some(fallback) = fallback {
+                progress.fell_back(fallback);
+            }
+            copy::run(flow, early).await
+        }
+    };
+    progress.enter(State::Closed);
+    end
+}
+
+/// What every engine is handed.
+struct Flow<'a> {
+    downstream: TcpStream,
+    upstream: TcpStream,
+    limits: &'a Limits,
+    progress: &'a Progress,
+    stop: CancellationToken,
+}
+
+impl Flow<'_> {
+    /// Closes both connections: in order where the flow ended so, else with a RST (RFC 9293, 3.10.4,
+    /// "ABORT"), lest whoever is still there takes the end of the bytes for the end of the stream.
+    fn close(self, end: End) -> End {
+        match end {
+            End::Finished => {}
+            End::Reset(_)
+            | End::Failed(_)
+            | End::IdleTimeout
+            | End::HalfCloseTimeout
+            | End::Stopped => {
+                for socket in [&self.downstream, &self.upstream] {
+                    // Fails only on a socket that is reset already.
+                    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+                }
+            }
+        }
+        end
+    }
+}

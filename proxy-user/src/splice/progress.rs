@@ -1,0 +1,157 @@
+//! What is known of a flow while it runs.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::{EngineKind, Fallback};
+use crate::bpf::sockmap::Sockmap;
+
+/// Shared between a flow's task and whoever wants to know.
+#[derive(Debug, Default)]
+pub struct Progress {
+    up: Carried,
+    down: Carried,
+    state: AtomicU8,
+    engine: OnceLock<EngineKind>,
+    fallback: OnceLock<Fallback>,
+}
+
+/// Where a flow stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Not yet handed to an engine.
+    Connecting,
+    /// Both sides may send.
+    Open,
+    /// The downstream side has ended its stream, and the upstream side knows.
+    DownstreamClosed,
+    /// The upstream side has ended its stream, and the downstream side knows.
+    UpstreamClosed,
+    /// Over.
+    Closed,
+}
+
+impl State {
+    const ALL: [Self; 5] = [
+        Self::Connecting,
+        Self::Open,
+        Self::DownstreamClosed,
+        Self::UpstreamClosed,
+        Self::Closed,
+    ];
+
+    /// Stable name.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Open => "open",
+            Self::DownstreamClosed => "downstream-closed",
+            Self::UpstreamClosed => "upstream-closed",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+impl Progress {
+    /// Bytes of payload sent to the backend so far, by whichever means.
+    #[must_use]
+    pub fn bytes_up(&self) -> u64 {
+        self.up.bytes()
+    }
+
+    /// Bytes of payload sent to the client so far.
+    #[must_use]
+    pub fn bytes_down(&self) -> u64 {
+        self.down.bytes()
+    }
+
+    /// Who moves the bytes, once that is decided.
+    #[must_use]
+    pub fn engine(&self) -> Option<EngineKind> {
+        self.engine.get().copied()
+    }
+
+    /// Why the flow did not get a better engine than it has.
+    #[must_use]
+    pub fn fallback(&self) -> Option<Fallback> {
+        self.fallback.get().copied()
+    }
+
+    /// Where the flow stands.
+    #[must_use]
+    pub fn state(&self) -> State {
+        let state = usize::from(self.state.load(Relaxed));
+        State::ALL.get(state).copied().unwrap_or(State::Closed)
+    }
+
+    pub(super) fn enter(&self, state: State) {
+        self.state.store(state as u8, Relaxed);
+    }
+
+    /// The engine is decided; later calls change nothing.
+    pub(super) fn carried_by(&self, engine: EngineKind) {
+        let _ = self.engine.set(engine);
+    }
+
+    pub(super) fn fell_back(&self, fallback: Fallback) {
+        let _ = self.fallback.set(fallback);
+    }
+
+    pub(super) fn up(&self) -> &Carried {
+        &self.up
+    }
+
+    pub(super) fn down(&self) -> &Carried {
+        &self.down
+    }
+}
+
+/// Bytes of one direction: those that userspace moved, and those that the kernel moves.
+#[derive(Debug, Default)]
+pub(super) struct Carried {
+    userspace: AtomicU64,
+    kernel: Mutex<Option<Kernel>>,
+}
+
+#[derive(Debug)]
+struct Kernel {
+    sockmap: Arc<Sockmap>,
+    source: u64,
+}
+
+impl Kernel {
+    fn redirected(&self) -> u64 {
+        self.sockmap.splice(self.source).map_or(0, |splice| splice.redirected)
+    }
+}
+
+impl Carried {
+    pub(super) fn add(&self, bytes: u64) {
+        self.userspace.fetch_add(bytes, Relaxed);
+    }
+
+    /// From now on the kernel moves bytes of this direction too.
+    pub(super) fn attach(&self, sockmap: Arc<Sockmap>, source: u64) {
+        *self.kernel() = Some(Kernel { sockmap, source });
+    }
+
+    /// The kernel's count is about to go; what it was is kept.
+    pub(super) fn detach(&self) {
+        let mut kernel = self.kernel();
+        if let Some(kernel) = kernel.take() {
+            self.add(kernel.redirected());
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        // Under the lock, lest `detach` is seen half done.
+        let kernel = self.kernel();
+        self.userspace.load(Relaxed) + kernel.as_ref().map_or(0, Kernel::redirected)
+    }
+
+    fn kernel(&self) -> MutexGuard<'_, Option<Kernel>> {
+        self.kernel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -3,6 +3,7 @@
 //! Names as in `proxy-ebpf/src/maps.rs`. `SPLICES` may be pinned for inspection; the sockhashes and
 //! the gates end with the daemon, and so do the flows.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,9 @@ const BPF_NOEXIST: u64 = 1;
 /// Why the engine cannot be used on this host.
 #[derive(Debug, Error)]
 pub enum SockmapError {
+    /// There is no loaded object to take it from; why not.
+    #[error("{0}")]
+    Object(String),
     /// The kernel's structures are not known.
     #[error(transparent)]
     Btf(BtfError),
@@ -89,13 +93,18 @@ pub fn kernel_version() -> Option<(u32, u32, u32)> {
 ///
 /// The locks are only for the borrow checker's sake: each call is one system call on a map that the
 /// kernel itself guards.
-#[derive(Debug)]
 pub struct Sockmap {
     targets: Mutex<SockHash<MapData, u64>>,
     sources: Mutex<SockHash<MapData, u64>>,
     splices: Mutex<HashMap<MapData, u64, Splice>>,
     gates: Mutex<Array<MapData, Gate>>,
     free_gates: Mutex<Vec<u32>>,
+}
+
+impl fmt::Debug for Sockmap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sockmap").finish_non_exhaustive()
+    }
 }
 
 impl Sockmap {

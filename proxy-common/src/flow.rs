@@ -36,14 +36,21 @@ impl Address {
     #[inline(always)]
     #[must_use]
     pub const fn from_ipv4([a, b, c, d]: [u8; 4]) -> Self {
-        Self { octets: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] }
+        Self {
+            octets: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d],
+        }
     }
 
     /// The last four octets: the IPv4 address, if it is one.
     #[inline(always)]
     #[must_use]
     pub const fn ipv4(&self) -> [u8; 4] {
-        [self.octets[12], self.octets[13], self.octets[14], self.octets[15]]
+        [
+            self.octets[12],
+            self.octets[13],
+            self.octets[14],
+            self.octets[15],
+        ]
     }
 }
 
@@ -51,7 +58,9 @@ impl From<IpAddr> for Address {
     fn from(ip: IpAddr) -> Self {
         match ip {
             IpAddr::V4(v4) => Self::from_ipv4(v4.octets()),
-            IpAddr::V6(v6) => Self { octets: v6.octets() },
+            IpAddr::V6(v6) => Self {
+                octets: v6.octets(),
+            },
         }
     }
 }
@@ -98,7 +107,12 @@ impl Tuple {
     #[inline(always)]
     #[must_use]
     pub const fn reversed(&self) -> Self {
-        Self { src: self.dst, dst: self.src, src_port: self.dst_port, dst_port: self.src_port }
+        Self {
+            src: self.dst,
+            dst: self.src,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+        }
     }
 
     /// Source address and port.
@@ -179,6 +193,21 @@ pub struct SteeringCounters {
     pub upstream_rewritten: u64,
     /// Packets of flows that could not be changed (the kernel refused the write), dropped.
     pub rewrite_failed: u64,
+}
+
+impl core::ops::Add for SteeringCounters {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            steered_out: self.steered_out + other.steered_out,
+            steered_in: self.steered_in + other.steered_in,
+            icmp_in: self.icmp_in + other.icmp_in,
+            table_full: self.table_full + other.table_full,
+            upstream_rewritten: self.upstream_rewritten + other.upstream_rewritten,
+            rewrite_failed: self.rewrite_failed + other.rewrite_failed,
+        }
+    }
 }
 
 const _: () = assert!(size_of::<Address>() == 16);

@@ -100,7 +100,11 @@ impl Splice {
     pub const fn taken(next: u32, sequence: u32, len: u32) -> u32 {
         let taken = next.wrapping_sub(sequence);
         // A difference in the upper half is negative: the skb begins after `next`.
-        if taken < 1 << 31 && taken <= len { taken } else { 0 }
+        if taken < 1 << 31 && taken <= len {
+            taken
+        } else {
+            0
+        }
     }
 
     /// May `len` bytes of an skb that holds `truesize` bytes of memory be redirected, where the
@@ -114,14 +118,21 @@ impl Splice {
     /// the next one begins. The sum of both is never less than the memory held.
     #[inline(always)]
     pub fn admit(&mut self, len: u32, truesize: u32, consumed: u64, acked: u64) -> bool {
-        let position = self.base.wrapping_add(self.redirected).wrapping_add(self.passed);
+        let position = self
+            .base
+            .wrapping_add(self.redirected)
+            .wrapping_add(self.passed);
         // Positions are compared as TCP compares sequence numbers.
         if acked.wrapping_sub(self.epoch) < 1 << 63 {
             self.cost_before = self.cost;
             self.cost = 0;
             self.epoch = position;
         }
-        let cost = if truesize > LEAST_COST { truesize } else { LEAST_COST };
+        let cost = if truesize > LEAST_COST {
+            truesize
+        } else {
+            LEAST_COST
+        };
         let held = self.cost_before + self.cost + cost as u64;
         if self.passed == consumed && held <= REDIRECT_LIMIT {
             self.cost += cost as u64;
@@ -166,18 +177,35 @@ mod tests {
         assert_eq!(Splice::taken(1000, 1000, 500), 0, "in order");
         assert_eq!(Splice::taken(1000, 600, 500), 400, "overlap");
         assert_eq!(Splice::taken(1000, 500, 500), 500, "nothing new");
-        assert_eq!(Splice::taken(1000, 400, 500), 0, "not of this stream's present");
+        assert_eq!(
+            Splice::taken(1000, 400, 500),
+            0,
+            "not of this stream's present"
+        );
         assert_eq!(Splice::taken(1000, 1200, 500), 0, "after a gap");
-        assert_eq!(Splice::taken(100, u32::MAX - 99, 500), 200, "across the wrap");
+        assert_eq!(
+            Splice::taken(100, u32::MAX - 99, 500),
+            200,
+            "across the wrap"
+        );
     }
 
     #[test]
     fn passed_bytes_close_the_gate_until_all_are_consumed() {
         let mut splice = Splice::default();
         assert!(admit(&mut splice, 10, 0, 0));
-        assert!(!admit(&mut splice, 10, Gate::CLOSED.consumed, 0), "userspace holds it");
-        assert!(!admit(&mut splice, 10, 0, 0), "10 bytes are on their way through userspace");
-        assert!(!admit(&mut splice, 10, 10, 0), "userspace has not seen the last 10");
+        assert!(
+            !admit(&mut splice, 10, Gate::CLOSED.consumed, 0),
+            "userspace holds it"
+        );
+        assert!(
+            !admit(&mut splice, 10, 0, 0),
+            "10 bytes are on their way through userspace"
+        );
+        assert!(
+            !admit(&mut splice, 10, 10, 0),
+            "userspace has not seen the last 10"
+        );
         assert!(admit(&mut splice, 10, 30, 0));
         assert_eq!((splice.redirected, splice.passed), (20, 30));
     }
@@ -189,7 +217,10 @@ mod tests {
         while admit(&mut splice, 1 << 16, 0, 0) {
             held += 1 << 16;
         }
-        assert!(held <= REDIRECT_LIMIT && held + (2 << 16) > REDIRECT_LIMIT, "{held}");
+        assert!(
+            held <= REDIRECT_LIMIT && held + (2 << 16) > REDIRECT_LIMIT,
+            "{held}"
+        );
     }
 
     #[test]
@@ -206,14 +237,22 @@ mod tests {
     /// what is outstanding never has more than the limit on its way, and never starves.
     #[test]
     fn the_memory_held_never_exceeds_the_limit() {
-        let mut splice = Splice { base: u64::MAX - 100_000, ..Splice::default() };
+        let mut splice = Splice {
+            base: u64::MAX - 100_000,
+            ..Splice::default()
+        };
         splice.epoch = splice.base;
         let mut queue = std::collections::VecDeque::new();
         let (mut acked, mut position) = (splice.base, splice.base);
         let (mut random, mut consumed) = (1u64, 0);
         for _ in 0..200_000 {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let (len, waste) = ((random >> 33) as u32 % 60_000 + 1, (random >> 20) as u32 % 9000);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            let (len, waste) = (
+                (random >> 33) as u32 % 60_000 + 1,
+                (random >> 20) as u32 % 9000,
+            );
             position = position.wrapping_add(u64::from(len));
             if splice.admit(len, len + waste, consumed, acked) {
                 queue.push_back((position, u64::from(len + waste)));

@@ -1,8 +1,10 @@
 //! Every map. Sizes are defaults: the loader sets those that are configured.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SockHash};
 use aya_ebpf::macros::btf_map;
+use proxy_common::attachment::{AttachPoint, Attachment};
+use proxy_common::splice::{Gate, Splice};
 use proxy_common::flow::{Meta, SteeringCounters, Translation, Tuple};
 
 /// Two entries a flow; allocated as flows come, since the limit is meant to be generous.
@@ -18,6 +20,10 @@ pub static CONNECTING: HashMap<u64, Tuple, 65_536, { BPF_F_NO_PREALLOC as usize 
 #[btf_map]
 pub static META: Array<Meta, 1> = Array::new();
 
+/// The clsact filters that the daemon added; no program reads it.
+#[btf_map]
+pub static ATTACHMENTS: HashMap<AttachPoint, Attachment, 256> = HashMap::new();
+
 /// What the steering programs count.
 #[btf_map]
 pub static COUNTERS: PerCpuArray<SteeringCounters, 1> = PerCpuArray::new();
@@ -31,3 +37,20 @@ pub fn count(field: impl FnOnce(&mut SteeringCounters) -> &mut u64) {
         *field(unsafe { &mut *counters }) += 1;
     }
 }
+
+/// Sockets that the sockmap engine sends to, by cookie. It has no programs of its own: both sockets
+/// of a flow are in it before either is in `SOURCES`, so a redirect always finds its target.
+#[btf_map]
+pub static TARGETS: SockHash<u64, 131_072> = SockHash::new();
+
+/// Sockets that the sockmap engine's programs run for, by cookie.
+#[btf_map]
+pub static SOURCES: SockHash<u64, 131_072> = SockHash::new();
+
+/// The directions of spliced flows, by cookie of the source.
+#[btf_map]
+pub static SPLICES: HashMap<u64, Splice, 131_072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// What userspace tells the programs about each direction; `Splice::gate` is the index.
+#[btf_map]
+pub static GATES: Array<Gate, 131_072> = Array::new();

@@ -1,4 +1,7 @@
 //! Reading and rewriting the packet at hand. What the bytes mean is in `proxy_common::packet`.
+//!
+//! The larger functions are BPF subprograms (`inline(never)`): each has a stack frame of its own,
+//! and the 512 bytes that BPF has in all are enough.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_F_INVALIDATE_HASH, BPF_F_PSEUDO_HDR};
@@ -10,42 +13,84 @@ use proxy_common::packet::{self as headers, Ip};
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
-/// Where the headers of a packet stand, in bytes from its start.
-#[derive(Clone, Copy)]
-pub struct Offsets {
+// Offsets of fields in their headers (RFC 791, 8200, 9293, 792 with 4443).
+const IPV4_CHECKSUM: u32 = 10;
+const IPV4_SRC: u32 = 12;
+const IPV4_DST: u32 = 16;
+const IPV6_SRC: u32 = 8;
+const IPV6_DST: u32 = 24;
+const TCP_CHECKSUM: u32 = 16;
+const ICMP_CHECKSUM: u32 = 2;
+
+/// A packet of TCP or ICMP: what its headers say, and where they stand in bytes from its start.
+pub struct Packet {
+    /// Addresses; and ports, if it is TCP.
+    pub tuple: Tuple,
     pub l3: u32,
     pub l4: u32,
+    pub protocol: u8,
     pub ipv6: bool,
+}
+
+impl Packet {
+    pub const EMPTY: Self = Self {
+        tuple: Tuple {
+            src: Address::UNSPECIFIED,
+            dst: Address::UNSPECIFIED,
+            src_port: 0,
+            dst_port: 0,
+        },
+        l3: 0,
+        l4: 0,
+        protocol: 0,
+        ipv6: false,
+    };
 }
 
 /// The refusal of the kernel to change a packet: it may be half changed and must not go on.
 pub struct RewriteFailed;
 
-/// Reads the IP header at `l3`. `None`: not IP, or of no interest.
+/// Is the packet IPv6? `None`: it is not IP at all.
 #[inline(always)]
-pub fn ip(ctx: &TcContext, l3: u32) -> Option<(Ip, Offsets)> {
+pub fn is_ipv6(ctx: &TcContext) -> Option<bool> {
     match ctx.skb.protocol() {
-        ETH_P_IP => ip_at(ctx, l3, false),
-        ETH_P_IPV6 => ip_at(ctx, l3, true),
+        ETH_P_IP => Some(false),
+        ETH_P_IPV6 => Some(true),
         _ => None,
     }
 }
 
-/// Reads the IP header of the given version at `l3`: the packet's own, or one inside an ICMP error.
+/// Reads the headers from `l3` on: the packet's own, or those inside an ICMP error. False: it is
+/// of no interest, and `packet` undefined.
+#[inline(never)]
+pub fn read(ctx: &TcContext, l3: u32, ipv6: bool, packet: &mut Packet) -> bool {
+    read_into(ctx, l3, ipv6, packet).is_some()
+}
+
 #[inline(always)]
-pub fn ip_at(ctx: &TcContext, l3: u32, ipv6: bool) -> Option<(Ip, Offsets)> {
-    let ip = if ipv6 {
+fn read_into(ctx: &TcContext, l3: u32, ipv6: bool, packet: &mut Packet) -> Option<()> {
+    let ip: Ip = if ipv6 {
         headers::ipv6(&ctx.load(l3 as usize).ok()?)?
     } else {
         headers::ipv4(&ctx.load(l3 as usize).ok()?)?
     };
-    Some((ip, Offsets { l3, l4: l3 + ip.header_len, ipv6 }))
+    packet.tuple.src = ip.src;
+    packet.tuple.dst = ip.dst;
+    packet.l3 = l3;
+    packet.l4 = l3 + ip.header_len;
+    packet.protocol = ip.protocol;
+    packet.ipv6 = ipv6;
+    if ip.protocol == headers::TCP {
+        let ports = headers::ports(ctx.load(packet.l4 as usize).ok()?);
+        (packet.tuple.src_port, packet.tuple.dst_port) = ports;
+    }
+    Some(())
 }
 
-/// Reads the TCP header that follows `ip`.
+/// Reads the rest of a TCP header.
 #[inline(always)]
-pub fn tcp(ctx: &TcContext, ip: &Ip, at: Offsets) -> Option<headers::Tcp> {
-    headers::tcp(ip, &ctx.load(at.l4 as usize).ok()?)
+pub fn tcp(ctx: &TcContext, packet: &Packet) -> Option<headers::Tcp> {
+    headers::tcp(ctx.load((packet.l4 + 12) as usize).ok()?)
 }
 
 /// Gives a TCP packet other addresses and ports, checksums included.
@@ -53,76 +98,73 @@ pub fn tcp(ctx: &TcContext, ip: &Ip, at: Offsets) -> Option<headers::Tcp> {
 /// Right with and without checksum offload: the pseudo header's part goes in with
 /// `BPF_F_PSEUDO_HDR`, which under `CHECKSUM_PARTIAL` is the only part that the field holds; ports
 /// go in without it (net/core/utils.c, `inet_proto_csum_replace_by_diff`).
-#[inline(always)]
-pub fn rewrite(ctx: &TcContext, at: Offsets, old: &Tuple, new: &Tuple) -> Result<(), RewriteFailed> {
-    const TCP_CHECKSUM: u32 = 16;
-    let addresses = address_diff(at.ipv6, old, new);
-    let checksum = (at.l4 + TCP_CHECKSUM) as usize;
-    replace_l4(ctx, checksum, addresses, u64::from(BPF_F_PSEUDO_HDR))?;
-    if at.ipv6 {
-        cancel_ipv6_complete(ctx, addresses);
-    }
+#[inline(never)]
+pub fn rewrite(ctx: &TcContext, packet: &Packet, new: &Tuple) -> Result<(), RewriteFailed> {
+    let old = &packet.tuple;
+    let checksum = packet.l4 + TCP_CHECKSUM;
+    let diff = if packet.ipv6 {
+        csum_diff(addresses(old), addresses(new))
+    } else {
+        csum_diff(&[old.src.ipv4(), old.dst.ipv4()], &[new.src.ipv4(), new.dst.ipv4()])
+    };
+    replace_l4_pseudo(ctx, packet.ipv6, checksum, diff)?;
     if ports(old) != ports(new) {
-        ctx.l4_csum_replace(checksum, u64::from(ports(old)), u64::from(ports(new)), 4)
-            .map_err(|_| RewriteFailed)?;
-        store(ctx, at.l4, &ports(new))?;
+        replace_l4_ports(ctx, checksum, ports(old), ports(new))?;
+        store(ctx, packet.l4, &ports(new))?;
     }
-    rewrite_ip(ctx, at, addresses, new)
+    if packet.ipv6 {
+        return store(ctx, packet.l3 + IPV6_SRC, addresses(new));
+    }
+    replace_l3(ctx, packet.l3, diff)?;
+    store(ctx, packet.l3 + IPV4_SRC, &[new.src.ipv4(), new.dst.ipv4()])
 }
 
-/// Gives the TCP packet inside an ICMP error other addresses and ports, and the error another
-/// destination.
+/// Brings an ICMP error about a TCP packet that we sent in another name back to us: the source of
+/// the inner packet, and the destination of the error, become `new_src`.
 ///
-/// `outer` and `inner` stand where the two IP headers are; `old` and `new` are the inner packet's.
 /// The inner TCP checksum is left: RFC 792 promises 8 bytes of the header, and nobody verifies it.
-#[inline(always)]
+#[inline(never)]
 pub fn rewrite_icmp_error(
     ctx: &TcContext,
-    outer: Offsets,
-    inner: Offsets,
-    outer_src: Address,
-    old: &Tuple,
-    new: &Tuple,
+    outer: &Packet,
+    inner: &Packet,
+    new_src: &Address,
+    new_port: u16,
 ) -> Result<(), RewriteFailed> {
-    const ICMP_CHECKSUM: u32 = 2;
-    let checksum = (outer.l4 + ICMP_CHECKSUM) as usize;
-    let outer_old = Tuple { src: outer_src, dst: old.src, src_port: 0, dst_port: 0 };
-    let outer_new = Tuple { src: outer_src, dst: new.src, src_port: 0, dst_port: 0 };
-    let outer_addresses = address_diff(outer.ipv6, &outer_old, &outer_new);
-    let inner_addresses = address_diff(inner.ipv6, old, new);
+    let checksum = outer.l4 + ICMP_CHECKSUM;
+    let old_src = &inner.tuple.src;
+    let diff = if outer.ipv6 {
+        csum_diff(old_src, new_src)
+    } else {
+        csum_diff(&old_src.ipv4(), &new_src.ipv4())
+    };
     if outer.ipv6 {
-        // RFC 4443, 2.3: the checksum covers a pseudo header and the message, so it sees the outer
-        // destination and the inner source.
-        replace_l4(ctx, checksum, outer_addresses, u64::from(BPF_F_PSEUDO_HDR))?;
-        cancel_ipv6_complete(ctx, outer_addresses);
-        replace_l4(ctx, checksum, inner_addresses, 0)?;
+        // RFC 4443, 2.3: the checksum covers a pseudo header and the message, so it sees the
+        // outer destination and the inner source.
+        replace_l4_pseudo(ctx, true, checksum, diff)?;
+        replace_l4(ctx, checksum, diff, 0)?;
     }
     // RFC 792: no pseudo header, and a change of the inner IPv4 address is undone by that of the
-    // inner header's checksum. Only the ports remain.
-    ctx.l4_csum_replace(checksum, u64::from(ports(old)), u64::from(ports(new)), 4)
+    // inner header's checksum. Only the port remains.
+    let (old_port, new_port) = (inner.tuple.src_port.to_be(), new_port.to_be());
+    ctx.l4_csum_replace(checksum as usize, old_port.into(), new_port.into(), 2)
         .map_err(|_| RewriteFailed)?;
-    store(ctx, inner.l4, &ports(new))?;
-    rewrite_ip(ctx, inner, inner_addresses, new)?;
-    rewrite_ip(ctx, outer, outer_addresses, &outer_new)
+    store(ctx, inner.l4, &new_port)?;
+    if outer.ipv6 {
+        store(ctx, inner.l3 + IPV6_SRC, new_src)?;
+        return store(ctx, outer.l3 + IPV6_DST, new_src);
+    }
+    replace_l3(ctx, inner.l3, diff)?;
+    store(ctx, inner.l3 + IPV4_SRC, &new_src.ipv4())?;
+    replace_l3(ctx, outer.l3, diff)?;
+    store(ctx, outer.l3 + IPV4_DST, &new_src.ipv4())
 }
 
-/// Writes the addresses of an IP header, and its checksum where it has one.
+/// Source and destination of a tuple, as they stand in an IPv6 header.
 #[inline(always)]
-fn rewrite_ip(
-    ctx: &TcContext,
-    at: Offsets,
-    addresses: u64,
-    new: &Tuple,
-) -> Result<(), RewriteFailed> {
-    const IPV4_CHECKSUM: u32 = 10;
-    const IPV4_ADDRESSES: u32 = 12;
-    const IPV6_ADDRESSES: u32 = 8;
-    if at.ipv6 {
-        return store(ctx, at.l3 + IPV6_ADDRESSES, &[new.src, new.dst]);
-    }
-    ctx.l3_csum_replace((at.l3 + IPV4_CHECKSUM) as usize, 0, addresses, 0)
-        .map_err(|_| RewriteFailed)?;
-    store(ctx, at.l3 + IPV4_ADDRESSES, &[new.src.ipv4(), new.dst.ipv4()])
+fn addresses(tuple: &Tuple) -> &[Address; 2] {
+    // SAFETY: `Tuple` is `repr(C)` and begins with `src` and `dst`, both `Address`, without padding.
+    unsafe { &*core::ptr::from_ref(tuple).cast() }
 }
 
 /// The ports as the 4 bytes at the start of a TCP header.
@@ -131,16 +173,7 @@ fn ports(tuple: &Tuple) -> u32 {
     u32::from(tuple.src_port.to_be()) | u32::from(tuple.dst_port.to_be()) << 16
 }
 
-/// What the change of addresses adds to a one's complement sum over them.
-#[inline(always)]
-fn address_diff(ipv6: bool, old: &Tuple, new: &Tuple) -> u64 {
-    if ipv6 {
-        csum_diff(&[old.src, old.dst], &[new.src, new.dst])
-    } else {
-        csum_diff(&[old.src.ipv4(), old.dst.ipv4()], &[new.src.ipv4(), new.dst.ipv4()])
-    }
-}
-
+/// What the change of `old` to `new` adds to a one's complement sum over them.
 #[inline(always)]
 fn csum_diff<T>(old: &T, new: &T) -> u64 {
     // SAFETY: both point to `size_of::<T>()` readable bytes, a multiple of 4; the helper reads them
@@ -158,18 +191,40 @@ fn csum_diff<T>(old: &T, new: &T) -> u64 {
 }
 
 #[inline(always)]
-fn replace_l4(ctx: &TcContext, at: usize, diff: u64, flags: u64) -> Result<(), RewriteFailed> {
-    ctx.l4_csum_replace(at, 0, diff, flags).map_err(|_| RewriteFailed)
+fn replace_l3(ctx: &TcContext, l3: u32, diff: u64) -> Result<(), RewriteFailed> {
+    let at = (l3 + IPV4_CHECKSUM) as usize;
+    ctx.l3_csum_replace(at, 0, diff, 0).map_err(|_| RewriteFailed)
 }
 
-/// Under `CHECKSUM_COMPLETE`, `BPF_F_PSEUDO_HDR` takes the change out of `skb->csum`, as it must
-/// for IPv4, where the IP header's checksum makes up for it. IPv6 has none, so it is put back.
-/// (Linux 6.16 has a flag for it, `BPF_F_IPV6`; this works on all.)
 #[inline(always)]
-fn cancel_ipv6_complete(ctx: &TcContext, addresses: u64) {
-    // SAFETY: the program's own context. The helper refuses (harmlessly) where the packet is not
-    // `CHECKSUM_COMPLETE`.
-    unsafe { bpf_csum_update(ctx.as_ptr().cast(), addresses as u32) };
+fn replace_l4(ctx: &TcContext, at: u32, diff: u64, flags: u64) -> Result<(), RewriteFailed> {
+    ctx.l4_csum_replace(at as usize, 0, diff, flags).map_err(|_| RewriteFailed)
+}
+
+#[inline(always)]
+fn replace_l4_ports(ctx: &TcContext, at: u32, old: u32, new: u32) -> Result<(), RewriteFailed> {
+    ctx.l4_csum_replace(at as usize, old.into(), new.into(), 4).map_err(|_| RewriteFailed)
+}
+
+/// A change of addresses, as the transport's checksum sees it through the pseudo header.
+///
+/// Under `CHECKSUM_COMPLETE`, `BPF_F_PSEUDO_HDR` takes the change out of `skb->csum`, as it must for
+/// IPv4, where the IP header's checksum makes up for it. IPv6 has none, so it is put back. (Linux
+/// 6.16 has a flag for it, `BPF_F_IPV6`; this works on all.)
+#[inline(always)]
+fn replace_l4_pseudo(
+    ctx: &TcContext,
+    ipv6: bool,
+    at: u32,
+    diff: u64,
+) -> Result<(), RewriteFailed> {
+    replace_l4(ctx, at, diff, u64::from(BPF_F_PSEUDO_HDR))?;
+    if ipv6 {
+        // SAFETY: the program's own context. The helper refuses (harmlessly) where the packet is
+        // not `CHECKSUM_COMPLETE`.
+        unsafe { bpf_csum_update(ctx.as_ptr().cast(), diff as u32) };
+    }
+    Ok(())
 }
 
 #[inline(always)]

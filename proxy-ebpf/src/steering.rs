@@ -15,7 +15,7 @@ use proxy_common::flow::{
 use proxy_common::packet::{ACK, FIN, RST, SYN, TCP, Tcp, is_icmp_error};
 
 use crate::maps::{CONNECTING, FLOWS, count};
-use crate::packet::{self, Offsets, RewriteFailed};
+use crate::packet::{self, Packet, RewriteFailed};
 
 /// On to the next program of the interface (TCX: `TCX_NEXT`; clsact: the next filter).
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -24,26 +24,27 @@ const DROP: i32 = TC_ACT_SHOT as i32;
 /// Packets that leave: those of our upstream sockets get the client's address.
 #[inline(always)]
 pub fn egress(ctx: &TcContext, l3: u32) -> i32 {
-    let Some((ip, at)) = packet::ip(ctx, l3) else { return NEXT };
-    if ip.protocol != TCP {
+    let mut packet = Packet::EMPTY;
+    let Some(ipv6) = packet::is_ipv6(ctx) else { return NEXT };
+    if !packet::read(ctx, l3, ipv6, &mut packet) || packet.protocol != TCP {
         return NEXT;
     }
-    let Some(tcp) = packet::tcp(ctx, &ip, at) else { return NEXT };
+    let Some(tcp) = packet::tcp(ctx, &packet) else { return NEXT };
     if tcp.flags & (SYN | ACK) == SYN {
-        match open(ctx, &tcp.tuple) {
+        match open(ctx, &packet.tuple) {
             Opened::Steered => {}
             Opened::NotOurs => return NEXT,
             Opened::Refused => return DROP,
         }
     }
-    let Some(entry) = FLOWS.get_ptr_mut(&tcp.tuple) else { return NEXT };
+    let Some(entry) = FLOWS.get_ptr_mut(&packet.tuple) else { return NEXT };
     // SAFETY: an entry of the map, which stays readable until the program ends even if userspace
     // deletes it meanwhile (RCU). Fields that change are counters and flags of this direction.
     let entry = unsafe { &mut *entry };
     if entry.action != STEER_OUT {
         return NEXT;
     }
-    let done = translate(ctx, at, &tcp, entry);
+    let done = translate(ctx, &packet, tcp, entry);
     count(|c| match done {
         Ok(()) => &mut c.steered_out,
         Err(RewriteFailed) => &mut c.rewrite_failed,
@@ -54,16 +55,20 @@ pub fn egress(ctx: &TcContext, l3: u32) -> i32 {
 /// Packets that arrive: replies to a client of ours go to our socket.
 #[inline(always)]
 pub fn ingress(ctx: &TcContext, l3: u32) -> i32 {
-    let Some((ip, at)) = packet::ip(ctx, l3) else { return NEXT };
-    if ip.protocol != TCP {
-        return icmp_error(ctx, &ip, at);
+    let mut packet = Packet::EMPTY;
+    let Some(ipv6) = packet::is_ipv6(ctx) else { return NEXT };
+    if !packet::read(ctx, l3, ipv6, &mut packet) {
+        return NEXT;
     }
-    let Some(tcp) = packet::tcp(ctx, &ip, at) else { return NEXT };
-    let Some(entry) = reply_entry(&tcp.tuple) else { return NEXT };
+    if packet.protocol != TCP {
+        return icmp_error(ctx, &packet);
+    }
+    let Some(tcp) = packet::tcp(ctx, &packet) else { return NEXT };
+    let Some(entry) = reply_entry(&packet.tuple) else { return NEXT };
     if tcp.flags & (SYN | ACK) == SYN {
         return NEXT; // The backend opens a connection of its own to the client.
     }
-    let done = translate(ctx, at, &tcp, entry);
+    let done = translate(ctx, &packet, tcp, entry);
     count(|c| match done {
         Ok(()) => &mut c.steered_in,
         Err(RewriteFailed) => &mut c.rewrite_failed,
@@ -73,36 +78,26 @@ pub fn ingress(ctx: &TcContext, l3: u32) -> i32 {
 
 /// An ICMP error about a packet that we sent as the client ("fragmentation needed" above all: path
 /// MTU discovery of our socket depends on it).
-#[inline(always)]
-fn icmp_error(ctx: &TcContext, outer: &proxy_common::packet::Ip, at: Offsets) -> i32 {
+#[inline(never)]
+fn icmp_error(ctx: &TcContext, outer: &Packet) -> i32 {
     const ICMP_HEADER: u32 = 8;
-    let Ok(icmp_type) = ctx.load::<u8>(at.l4 as usize) else { return NEXT };
+    let Ok(icmp_type) = ctx.load::<u8>(outer.l4 as usize) else { return NEXT };
     if !is_icmp_error(outer.protocol, icmp_type) {
         return NEXT;
     }
-    let Some((ip, inner)) = packet::ip_at(ctx, at.l4 + ICMP_HEADER, at.ipv6) else { return NEXT };
-    if ip.protocol != TCP {
+    let mut inner = Packet::EMPTY;
+    let read = packet::read(ctx, outer.l4 + ICMP_HEADER, outer.ipv6, &mut inner);
+    if !read || inner.protocol != TCP {
         return NEXT;
     }
-    let Ok(ports) = ctx.load::<[u8; 4]>(inner.l4 as usize) else { return NEXT };
-    let sent = Tuple {
-        src: ip.src,
-        dst: ip.dst,
-        src_port: u16::from_be_bytes([ports[0], ports[1]]),
-        dst_port: u16::from_be_bytes([ports[2], ports[3]]),
-    };
-    let Some(entry) = reply_entry(&sent.reversed()) else { return NEXT };
-    let new = entry.rewrite.reversed();
-    match packet::rewrite_icmp_error(ctx, at, inner, outer.src, &sent, &new) {
-        Ok(()) => {
-            count(|c| &mut c.icmp_in);
-            NEXT
-        }
-        Err(RewriteFailed) => {
-            count(|c| &mut c.rewrite_failed);
-            DROP
-        }
-    }
+    let Some(entry) = reply_entry(&inner.tuple.reversed()) else { return NEXT };
+    let us = &entry.rewrite;
+    let done = packet::rewrite_icmp_error(ctx, outer, &inner, &us.dst, us.dst_port);
+    count(|c| match done {
+        Ok(()) => &mut c.icmp_in,
+        Err(RewriteFailed) => &mut c.rewrite_failed,
+    });
+    done.map_or(DROP, |()| NEXT)
 }
 
 /// The entry for replies that look like `tuple`, once its SYN has left.
@@ -117,13 +112,13 @@ fn reply_entry(tuple: &Tuple) -> Option<&'static mut Translation> {
 #[inline(always)]
 fn translate(
     ctx: &TcContext,
-    at: Offsets,
-    tcp: &Tcp,
+    packet: &Packet,
+    tcp: Tcp,
     entry: &mut Translation,
 ) -> Result<(), RewriteFailed> {
-    let headers = at.l4 + tcp.header_len;
+    let headers = packet.l4 + tcp.header_len;
     record(entry, tcp.flags, ctx.len().saturating_sub(headers));
-    packet::rewrite(ctx, at, &tcp.tuple, &entry.rewrite)
+    packet::rewrite(ctx, packet, &entry.rewrite)
 }
 
 /// Notes a packet in its entry.
@@ -154,7 +149,7 @@ enum Opened {
 }
 
 /// Completes the flow of an upstream socket when its SYN leaves.
-#[inline(always)]
+#[inline(never)]
 fn open(ctx: &TcContext, tuple: &Tuple) -> Opened {
     // SAFETY: the program's own context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };

@@ -67,18 +67,22 @@ impl Btf {
         let section = |at: usize| {
             let start = header.checked_add(word(at)? as usize).ok_or(SHORT)?;
             let end = start.checked_add(word(at + 4)? as usize).ok_or(SHORT)?;
-            if end > data.len() { Err(BtfError::Format("section")) } else { Ok(start..end) }
+            if end > data.len() {
+                Err(BtfError::Format("section"))
+            } else {
+                Ok(start..end)
+            }
         };
         let (types, strings) = (section(8)?, section(16)?);
-        Ok(Self { data, types, strings })
+        Ok(Self {
+            data,
+            types,
+            strings,
+        })
     }
 
     /// Offset, in bytes, of a member that is not a bit field.
-    pub fn offset(
-        &self,
-        structure: &'static str,
-        member: &'static str,
-    ) -> Result<u32, BtfError> {
+    pub fn offset(&self, structure: &'static str, member: &'static str) -> Result<u32, BtfError> {
         let mut at = self.types.start;
         while at < self.types.end {
             let record = self.record(at)?;
@@ -91,7 +95,11 @@ impl Btf {
                 if self.is_named(self.word(at)?, member) {
                     let bits = self.word(at + 8)?;
                     // With the kind flag the upper byte is the width of a bit field.
-                    return Ok(if record.kind_flag { bits & 0xff_ffff } else { bits } / 8);
+                    return Ok(if record.kind_flag {
+                        bits & 0xff_ffff
+                    } else {
+                        bits
+                    } / 8);
                 }
             }
         }
@@ -112,7 +120,14 @@ impl Btf {
             _ => return Err(BtfError::Format("unknown kind")),
         };
         let name = self.word(at)?;
-        Ok(Record { name, kind, members, kind_flag: info >> 31 == 1, body, next: body + len })
+        Ok(Record {
+            name,
+            kind,
+            members,
+            kind_flag: info >> 31 == 1,
+            body,
+            next: body + len,
+        })
     }
 
     fn word(&self, at: usize) -> Result<u32, BtfError> {
@@ -139,8 +154,21 @@ mod tests {
 
     /// A header, an integer, and `struct s { int a; int b; }`.
     fn sample() -> Vec<u8> {
-        let types: [u32; 13] =
-            [1, 1 << 24, 4, 32, 5, KIND_STRUCT << 24 | 2, 8, 7, 1, 0, 9, 1, 32];
+        let types: [u32; 13] = [
+            1,
+            1 << 24,
+            4,
+            32,
+            5,
+            KIND_STRUCT << 24 | 2,
+            8,
+            7,
+            1,
+            0,
+            9,
+            1,
+            32,
+        ];
         let strings = b"\0int\0s\0a\0b\0";
         let mut data = Vec::new();
         for word in [
@@ -153,7 +181,9 @@ mod tests {
         ] {
             data.extend_from_slice(&word.to_ne_bytes());
         }
-        types.iter().for_each(|word| data.extend_from_slice(&word.to_ne_bytes()));
+        types
+            .iter()
+            .for_each(|word| data.extend_from_slice(&word.to_ne_bytes()));
         data.extend_from_slice(strings);
         data
     }
@@ -163,8 +193,14 @@ mod tests {
         let btf = Btf::parse(sample()).expect("BTF");
         assert_eq!(btf.offset("s", "a").expect("a"), 0);
         assert_eq!(btf.offset("s", "b").expect("b"), 4);
-        assert!(matches!(btf.offset("s", "c"), Err(BtfError::Missing { .. })));
-        assert!(matches!(btf.offset("int", "a"), Err(BtfError::Missing { .. })));
+        assert!(matches!(
+            btf.offset("s", "c"),
+            Err(BtfError::Missing { .. })
+        ));
+        assert!(matches!(
+            btf.offset("int", "a"),
+            Err(BtfError::Missing { .. })
+        ));
     }
 
     #[test]

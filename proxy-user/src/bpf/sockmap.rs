@@ -114,7 +114,10 @@ impl Sockmap {
         globals.offsets.map_err(SockmapError::Btf)?;
         let sources: SockHash<_, u64> = take(ebpf, "SOURCES")?;
         for program in ["splice_parser", "splice_verdict"] {
-            let failed = |source| SockmapError::Program { program, source: Box::new(source) };
+            let failed = |source| SockmapError::Program {
+                program,
+                source: Box::new(source),
+            };
             let skb: &mut SkSkb = ebpf
                 .program_mut(program)
                 .ok_or(SockmapError::Missing(program))?
@@ -136,7 +139,9 @@ impl Sockmap {
     /// Makes a socket one that can be redirected to.
     pub fn insert_target(&self, cookie: u64, socket: &impl AsFd) -> io::Result<()> {
         let fd = socket.as_fd().as_raw_fd();
-        lock(&self.targets).insert(cookie, fd, BPF_NOEXIST).map_err(errno)
+        lock(&self.targets)
+            .insert(cookie, fd, BPF_NOEXIST)
+            .map_err(errno)
     }
 
     /// The opposite. What is still on its way to the socket is lost.
@@ -148,7 +153,9 @@ impl Sockmap {
     /// Runs the programs for what arrives on a socket from now on.
     pub fn insert_source(&self, cookie: u64, socket: &impl AsFd) -> io::Result<()> {
         let fd = socket.as_fd().as_raw_fd();
-        lock(&self.sources).insert(cookie, fd, BPF_NOEXIST).map_err(errno)
+        lock(&self.sources)
+            .insert(cookie, fd, BPF_NOEXIST)
+            .map_err(errno)
     }
 
     /// Enters what the programs do for a source that is not inserted yet: where it goes, the
@@ -160,10 +167,20 @@ impl Sockmap {
         base: u64,
         state: Gate,
     ) -> io::Result<u32> {
-        let gate = lock(&self.free_gates).pop().ok_or(io::ErrorKind::StorageFull)?;
-        let splice = Splice { target, base, epoch: base, gate, ..Splice::default() };
+        let gate = lock(&self.free_gates)
+            .pop()
+            .ok_or(io::ErrorKind::StorageFull)?;
+        let splice = Splice {
+            target,
+            base,
+            epoch: base,
+            gate,
+            ..Splice::default()
+        };
         let entered = self.set_gate(gate, state).and_then(|()| {
-            lock(&self.splices).insert(cookie, splice, BPF_NOEXIST).map_err(errno)
+            lock(&self.splices)
+                .insert(cookie, splice, BPF_NOEXIST)
+                .map_err(errno)
         });
         if entered.is_err() {
             lock(&self.free_gates).push(gate);
@@ -195,7 +212,10 @@ fn take<M: TryFrom<aya::maps::Map, Error = MapError>>(
     name: &'static str,
 ) -> Result<M, SockmapError> {
     let map = ebpf.take_map(name).ok_or(SockmapError::Missing(name))?;
-    M::try_from(map).map_err(|source| SockmapError::Map { map: name, source: Box::new(source) })
+    M::try_from(map).map_err(|source| SockmapError::Map {
+        map: name,
+        source: Box::new(source),
+    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

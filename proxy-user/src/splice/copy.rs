@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use super::end::{Broken, End, Side};
 use super::progress::State;
-use super::pump::{Bulk, Pump};
+use super::pump::{Pump, Source};
 use super::supervise::{Direction, supervise};
 use super::{EngineKind, Flow};
 
@@ -17,8 +17,18 @@ pub(super) async fn run(flow: Flow<'_>, early: Bytes) -> End {
     let progress = flow.progress;
     progress.carried_by(EngineKind::Copy);
     progress.enter(State::Open);
-    let mut up = Copy(Pump::new(Side::Downstream, progress.up(), early, Bulk::Splice));
-    let mut down = Copy(Pump::new(Side::Upstream, progress.down(), Bytes::new(), Bulk::Splice));
+    let mut up = Copy(Pump::new(
+        Side::Downstream,
+        progress.up(),
+        early,
+        Bulk::Splice,
+    ));
+    let mut down = Copy(Pump::new(
+        Side::Upstream,
+        progress.down(),
+        Bytes::new(),
+        Bulk::Splice,
+    ));
     let end = supervise(&flow, &mut up, &mut down).await;
     flow.close(end)
 }

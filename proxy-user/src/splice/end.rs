@@ -85,7 +85,10 @@ pub(super) struct Broken {
 impl From<Broken> for End {
     fn from(Broken { side, error }: Broken) -> Self {
         // EPIPE: written to a connection that had been reset.
-        if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) {
+        if matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+        ) {
             Self::Reset(side)
         } else {
             tracing::debug!(?side, "connection failed: {error}");

@@ -1,8 +1,6 @@
 //! Which engine a flow gets, and why not a better one.
 
-use std::fmt;
 use std::io;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -31,7 +29,7 @@ impl EngineKind {
 }
 
 /// What the operator asks for: `--splice`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Choice {
     /// The best engine that the flow and the kernel allow.
     #[default]
@@ -40,29 +38,6 @@ pub enum Choice {
     Sockmap,
     /// `copy`.
     Copy,
-}
-
-impl FromStr for Choice {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "sockmap" => Ok(Self::Sockmap),
-            "copy" => Ok(Self::Copy),
-            _ => Err("one of: auto, sockmap, copy"),
-        }
-    }
-}
-
-impl fmt::Display for Choice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Sockmap => "sockmap",
-            Self::Copy => "copy",
-        })
-    }
 }
 
 /// Why a flow is copied where a better engine was allowed.
@@ -112,9 +87,10 @@ impl From<&SockmapError> for Fallback {
     fn from(error: &SockmapError) -> Self {
         match error {
             SockmapError::Btf(_) => Self::NoBtf,
-            SockmapError::Missing(_) | SockmapError::Program { .. } | SockmapError::Map { .. } => {
-                Self::ProgramsRefused
-            }
+            SockmapError::Object(_)
+            | SockmapError::Missing(_)
+            | SockmapError::Program { .. }
+            | SockmapError::Map { .. } => Self::ProgramsRefused,
         }
     }
 }
@@ -180,9 +156,12 @@ mod tests {
 
     #[test]
     fn auto_copies_on_a_kernel_without_the_fixes() {
-        let engines = Engines::new(Choice::Auto, Some((6, 12, 34)), || panic!("not loaded"))
-            .expect("copies");
-        assert_eq!(engines.sockmap().err(), Some(Some(Fallback::Kernel(Doubt::LosesData))));
+        let engines =
+            Engines::new(Choice::Auto, Some((6, 12, 34)), || panic!("not loaded")).expect("copies");
+        assert_eq!(
+            engines.sockmap().err(),
+            Some(Some(Fallback::Kernel(Doubt::LosesData)))
+        );
     }
 
     #[test]
@@ -190,7 +169,10 @@ mod tests {
         let refused = Engines::new(Choice::Sockmap, Some((6, 2, 0)), unavailable);
         assert!(matches!(refused, Err(EnginesError::Refused(Doubt::Broken))));
         let opted_in = Engines::new(Choice::Sockmap, Some((5, 15, 100)), unavailable);
-        assert!(matches!(opted_in, Err(EnginesError::Sockmap(_))), "it was tried");
+        assert!(
+            matches!(opted_in, Err(EnginesError::Sockmap(_))),
+            "it was tried"
+        );
     }
 
     #[test]

@@ -61,13 +61,23 @@ pub async fn run(
     progress: &Progress,
     stop: CancellationToken,
 ) -> End {
-    let Connected { downstream, upstream, early } = connected;
+    let Connected {
+        downstream,
+        upstream,
+        early,
+    } = connected;
     for socket in [&downstream, &upstream] {
         // Each write is a message of its sender's; waiting for more would delay it. Fails only on a
         // socket that is reset already, which the engine will see.
         let _ = socket.set_nodelay(true);
     }
-    let flow = Flow { downstream, upstream, limits, progress, stop };
+    let flow = Flow {
+        downstream,
+        upstream,
+        limits,
+        progress,
+        stop,
+    };
     let end = match engines.sockmap() {
         Ok(sockmap) => sockmap::run(sockmap, flow, early).await,
         Err(fallback) => {

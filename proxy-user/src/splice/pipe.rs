@@ -32,7 +32,11 @@ impl Pipe {
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         // Refused beyond the user's limit (pipe(7), pipe-user-pages-soft): it is smaller then.
         let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(CAPACITY as libc::c_int));
-        Ok(Self { read, write, len: 0 })
+        Ok(Self {
+            read,
+            write,
+            len: 0,
+        })
     }
 
     /// Keeps an empty pipe for later.

@@ -79,6 +79,11 @@ impl Progress {
         self.fallback.get().copied()
     }
 
+    /// Payload that went upstream before the splice: what came with the header.
+    pub fn sent_up(&self, bytes: u64) {
+        self.up.add(bytes);
+    }
+
     /// Where the flow stands.
     #[must_use]
     pub fn state(&self) -> State {
@@ -123,7 +128,9 @@ struct Kernel {
 
 impl Kernel {
     fn redirected(&self) -> u64 {
-        self.sockmap.splice(self.source).map_or(0, |splice| splice.redirected)
+        self.sockmap
+            .splice(self.source)
+            .map_or(0, |splice| splice.redirected)
     }
 }
 

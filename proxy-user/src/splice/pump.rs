@@ -35,21 +35,24 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
 }
 
-/// May the pump use splice(2)?
+/// What a pump reads from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Bulk {
-    Splice,
-    /// On a socket in a sockmap, splice(2) would read around the passed data.
-    Copy,
+pub(super) enum Source {
+    /// TCP's receive queue. A read that does not fill the buffer has emptied it.
+    Socket,
+    /// The data that a sockmap's verdict program passed. splice(2) would read around it, and a read
+    /// can be short while there is more.
+    Passed,
 }
 
 /// One direction of a flow through userspace.
 #[derive(Debug)]
 pub(super) struct Pump<'a> {
-    source: Side,
+    side: Side,
+    source: Source,
     carried: &'a Carried,
     carry: Carry,
-    bulk: Bulk,
+    splices: bool,
     full_reads: u8,
     total: u64,
     last_activity: Instant,
@@ -64,16 +67,28 @@ enum Carry {
 }
 
 impl<'a> Pump<'a> {
-    /// A pump from `source` to the other side that sends `early` first.
-    pub(super) fn new(source: Side, carried: &'a Carried, early: Bytes, bulk: Bulk) -> Self {
-        let carry = if early.is_empty() { Carry::Nothing } else { Carry::Bytes(early) };
+    /// A pump from `side` to the other one that sends `early` first.
+    pub(super) fn new(side: Side, source: Source, carried: &'a Carried, early: Bytes) -> Self {
+        let carry = if early.is_empty() {
+            Carry::Nothing
+        } else {
+            Carry::Bytes(early)
+        };
         let last_activity = Instant::now();
-        Self { source, carried, carry, bulk, full_reads: 0, total: 0, last_activity }
+        Self {
+            source,
+            carried,
+            carry,
+            bulk,
+            full_reads: 0,
+            total: 0,
+            last_activity,
+        }
     }
 
     /// The side that it reads from.
-    pub(super) fn source(&self) -> Side {
-        self.source
+    pub(super) fn side(&self) -> Side {
+        self.side
     }
 
     /// When the last byte was sent.
@@ -130,11 +145,11 @@ impl<'a> Pump<'a> {
         may_send: &mut impl FnMut(&mut Context<'_>, u64) -> Poll<Result<(), Broken>>,
     ) -> Poll<Result<usize, Broken>> {
         SCRATCH.with_borrow_mut(|buffer| {
-            let read = ready!(poll_read(cx, from, buffer)).map_err(|e| self.source_broke(e))?;
+            let read = ready!(poll_read(cx, from, self.source, buffer)).map_err(|e| self.source_broke(e))?;
             if read == 0 {
                 return Poll::Ready(Ok(0));
             }
-            let full = read == buffer.len() && self.bulk == Bulk::Splice;
+            let full = read == buffer.len() && self.splices;
             self.full_reads = if full { self.full_reads + 1 } else { 0 };
             let message = &buffer[..read];
             let sent = match may_send(cx, self.total)? {
@@ -150,10 +165,14 @@ impl<'a> Pump<'a> {
     }
 
     /// Takes what the source has into a pipe.
-    fn poll_splice(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<Result<usize, Broken>> {
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+    ) -> Poll<Result<usize, Broken>> {
         let Ok(mut pipe) = Pipe::get() else {
             // Out of descriptors: the buffer will do.
-            self.bulk = Bulk::Copy;
+            self.splices = false;
             self.full_reads = 0;
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -216,24 +235,39 @@ impl<'a> Pump<'a> {
     }
 
     fn source_broke(&self, error: io::Error) -> Broken {
-        Broken { side: self.source, error }
+        Broken {
+            side: self.side,
+            error,
+        }
     }
 
     fn target_broke(&self, error: io::Error) -> Broken {
-        Broken { side: self.source.other(), error }
+        Broken {
+            side: self.side.other(),
+            error,
+        }
     }
 }
 
-/// Reads once. A read that does not fill the buffer has emptied the socket: the next event tells
-/// when there is more, and no call is spent on being told that there is nothing.
-fn poll_read(cx: &mut Context<'_>, from: &TcpStream, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+/// Reads once. After a read that has emptied the socket the next event tells when there is more; no
+/// call is spent on being told that there is nothing.
+fn poll_read(
+    cx: &mut Context<'_>,
+    from: &TcpStream,
+    source: Source,
+    buffer: &mut [u8],
+) -> Poll<io::Result<usize>> {
     loop {
         ready!(from.poll_read_ready(cx))?;
         let mut read = None;
         let result = from.try_io(Interest::READABLE, || {
             let bytes = (&*SockRef::from(from)).read(buffer)?;
             read = Some(bytes);
-            if bytes == 0 || bytes == buffer.len() { Ok(()) } else { Err(would_block()) }
+            if bytes == 0 || bytes == buffer.len() {
+                Ok(())
+            } else {
+                Err(would_block())
+            }
         });
         match (read, result) {
             (Some(bytes), _) => return Poll::Ready(Ok(bytes)),
@@ -249,7 +283,11 @@ fn try_write(to: &TcpStream, message: &[u8]) -> io::Result<usize> {
     let mut written = 0;
     let result = to.try_io(Interest::WRITABLE, || {
         written = (&*SockRef::from(to)).write(message)?;
-        if written == message.len() { Ok(()) } else { Err(would_block()) }
+        if written == message.len() {
+            Ok(())
+        } else {
+            Err(would_block())
+        }
     });
     would_be_0(result.map(|()| written)).map(|_| written)
 }

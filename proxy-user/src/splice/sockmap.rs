@@ -13,11 +13,11 @@
 //!    before that would silently cut the stream short.
 
 use std::future::Future as _;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
-use std::io;
 
 use bytes::Bytes;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -29,7 +29,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::end::{Broken, End, Side};
 use super::progress::{Carried, State};
-use super::pump::{Bulk, Pump};
+use super::pump::{Pump, Source};
 use super::supervise::{Direction, supervise};
 use super::{EngineKind, Fallback, Flow, copy};
 use crate::bpf::sockmap::Sockmap;
@@ -78,10 +78,17 @@ fn enter<'a>(
         .and_then(|()| {
             let progress = flow.progress;
             let early_len = early.len() as u64;
-            let up = Pump::new(Side::Downstream, progress.up(), early, Bulk::Copy);
-            let down = Pump::new(Side::Upstream, progress.down(), Bytes::new(), Bulk::Copy);
+            let up = Pump::new(Side::Downstream, Source::Passed, progress.up(), early);
+            let down = Pump::new(Side::Upstream, Source::Passed, progress.down(), Bytes::new());
             Ok((
-                Spliced::new(sockmap, &downstream, &upstream, up, progress.up(), early_len)?,
+                Spliced::new(
+                    sockmap,
+                    &downstream,
+                    &upstream,
+                    up,
+                    progress.up(),
+                    early_len,
+                )?,
                 Spliced::new(sockmap, &upstream, &downstream, down, progress.down(), 0)?,
             ))
         })
@@ -204,13 +211,18 @@ impl<'a> Spliced<'a> {
         carried: &'a Carried,
         early: u64,
     ) -> io::Result<Self> {
-        let gate = if early == 0 { Gate::default() } else { Gate::CLOSED };
-        let gate = sockmap.insert_splice(source.cookie, target.cookie, target.given + early, gate)?;
+        let gate = if early == 0 {
+            Gate::default()
+        } else {
+            Gate::CLOSED
+        };
+        let gate =
+            sockmap.insert_splice(source.cookie, target.cookie, target.given + early, gate)?;
         carried.attach(Arc::clone(sockmap), source.cookie);
         let kernel = Kernel {
             sockmap: Arc::clone(sockmap),
             source: source.cookie,
-            side: pump.source(),
+            side: pump.side(),
             gate,
             given: target.given,
             early,
@@ -219,7 +231,13 @@ impl<'a> Spliced<'a> {
             timer: None,
             wait: SOON,
         };
-        Ok(Self { pump, kernel, carried, spliced: false, read: source.read })
+        Ok(Self {
+            pump,
+            kernel,
+            carried,
+            spliced: false,
+            read: source.read,
+        })
     }
 }
 
@@ -230,12 +248,20 @@ impl Direction for Spliced<'_> {
         from: &TcpStream,
         to: &TcpStream,
     ) -> Poll<Result<(), Broken>> {
-        let Self { pump, kernel, spliced, read, .. } = self;
+        let Self {
+            pump,
+            kernel,
+            spliced,
+            read,
+            ..
+        } = self;
         if !*spliced {
             return pump.poll(cx, from, to, |_, _| Poll::Ready(Ok(())));
         }
         loop {
-            let pumped = pump.poll(cx, from, to, |cx, sent| kernel.poll_handed_over(cx, to, sent));
+            let pumped = pump.poll(cx, from, to, |cx, sent| {
+                kernel.poll_handed_over(cx, to, sent)
+            });
             if pumped?.is_ready() {
                 if ready!(kernel.poll_delivered(cx, from, to, *read, pump.total()))? {
                     return Poll::Ready(Ok(()));
@@ -255,14 +281,18 @@ impl Direction for Spliced<'_> {
             let age = now.checked_sub(Duration::from_nanos(splice.last_seen_ns))?;
             Instant::now().checked_sub(age)
         });
-        redirected.into_iter().fold(self.pump.last_activity(), Instant::max)
+        redirected
+            .into_iter()
+            .fold(self.pump.last_activity(), Instant::max)
     }
 }
 
 impl Drop for Spliced<'_> {
     fn drop(&mut self) {
         self.carried.detach();
-        self.kernel.sockmap.remove_splice(self.kernel.source, self.kernel.gate);
+        self.kernel
+            .sockmap
+            .remove_splice(self.kernel.source, self.kernel.gate);
     }
 }
 
@@ -300,7 +330,9 @@ impl Kernel {
         while self.closed && self.splice()?.passed == consumed {
             if tcp::send_queue(to).map_err(|error| self.target_broke(error))? <= ROOM {
                 let open = Gate { consumed };
-                self.sockmap.set_gate(self.gate, open).map_err(|error| self.broke(error))?;
+                self.sockmap
+                    .set_gate(self.gate, open)
+                    .map_err(|error| self.broke(error))?;
                 (self.closed, self.handed_over, self.wait) = (false, false, SOON);
             } else {
                 ready!(self.poll_timer(cx));
@@ -336,7 +368,9 @@ impl Kernel {
     }
 
     fn splice(&self) -> Result<Splice, Broken> {
-        self.sockmap.splice(self.source).ok_or_else(|| self.broke(io::ErrorKind::NotFound.into()))
+        self.sockmap
+            .splice(self.source)
+            .ok_or_else(|| self.broke(io::ErrorKind::NotFound.into()))
     }
 
     /// Waits a while; longer each time.
@@ -350,10 +384,16 @@ impl Kernel {
     }
 
     fn broke(&self, error: io::Error) -> Broken {
-        Broken { side: self.side, error }
+        Broken {
+            side: self.side,
+            error,
+        }
     }
 
     fn target_broke(&self, error: io::Error) -> Broken {
-        Broken { side: self.side.other(), error }
+        Broken {
+            side: self.side.other(),
+            error,
+        }
     }
 }

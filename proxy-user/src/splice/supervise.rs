@@ -33,15 +33,27 @@ pub(super) trait Direction {
 
 /// Runs both directions until the flow ends.
 pub(super) async fn supervise<D: Direction>(flow: &Flow<'_>, up: &mut D, down: &mut D) -> End {
-    let Flow { downstream, upstream, limits, progress, stop } = flow;
+    let Flow {
+        downstream,
+        upstream,
+        limits,
+        progress,
+        stop,
+    } = flow;
     let mut stopped = pin!(stop.cancelled());
     // A direction waits for its source to be readable or its target to be writable, not for both:
     // only an error tells that a peer of whom nothing is expected has reset its connection.
     let mut downstream_error = pin!(downstream.ready(Interest::ERROR));
     let mut upstream_error = pin!(upstream.ready(Interest::ERROR));
     let mut deadline = pin!(sleep(limits.idle));
-    let mut up = Half { direction: up, open: true };
-    let mut down = Half { direction: down, open: true };
+    let mut up = Half {
+        direction: up,
+        open: true,
+    };
+    let mut down = Half {
+        direction: down,
+        open: true,
+    };
     poll_fn(|cx| {
         let was_open = (up.open, down.open);
         for polled in [
@@ -56,26 +68,44 @@ pub(super) async fn supervise<D: Direction>(flow: &Flow<'_>, up: &mut D, down: &
             return Poll::Ready(End::Finished);
         }
         for (side, socket, error) in [
-            (Side::Downstream, downstream, downstream_error.as_mut().poll(cx)),
+            (
+                Side::Downstream,
+                downstream,
+                downstream_error.as_mut().poll(cx),
+            ),
             (Side::Upstream, upstream, upstream_error.as_mut().poll(cx)),
         ] {
             if error.is_ready() {
-                return Poll::Ready(End::from(Broken { side, error: pending_error(socket) }));
+                return Poll::Ready(End::from(Broken {
+                    side,
+                    error: pending_error(socket),
+                }));
             }
         }
         if stopped.as_mut().poll(cx).is_ready() {
             return Poll::Ready(End::Stopped);
         }
         let both_open = up.open && down.open;
-        let limit = if both_open { limits.idle } else { limits.half_close };
+        let limit = if both_open {
+            limits.idle
+        } else {
+            limits.half_close
+        };
         if (up.open, down.open) != was_open {
             note(progress, up.open);
             deadline.as_mut().reset(later(Instant::now(), limit));
         }
         while deadline.as_mut().poll(cx).is_ready() {
-            let last = up.direction.last_activity().max(down.direction.last_activity());
+            let last = up
+                .direction
+                .last_activity()
+                .max(down.direction.last_activity());
             if last.elapsed() >= limit {
-                return Poll::Ready(if both_open { End::IdleTimeout } else { End::HalfCloseTimeout });
+                return Poll::Ready(if both_open {
+                    End::IdleTimeout
+                } else {
+                    End::HalfCloseTimeout
+                });
             }
             deadline.as_mut().reset(later(last, limit));
         }
@@ -91,7 +121,12 @@ struct Half<'a, D> {
 
 impl<D: Direction> Half<'_, D> {
     /// Moves bytes while the source may send; passes its end on once all of them are delivered.
-    fn poll(&mut self, cx: &mut Context<'_>, from: &TcpStream, to: &TcpStream) -> Result<(), Broken> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        to: &TcpStream,
+    ) -> Result<(), Broken> {
         if self.open && self.direction.poll(cx, from, to)?.is_ready() {
             self.open = false;
             // ENOTCONN: it is reset already, which will be seen.
@@ -103,7 +138,11 @@ impl<D: Direction> Half<'_, D> {
 
 /// One direction has ended: which?
 fn note(progress: &Progress, up_open: bool) {
-    progress.enter(if up_open { State::UpstreamClosed } else { State::DownstreamClosed });
+    progress.enter(if up_open {
+        State::UpstreamClosed
+    } else {
+        State::DownstreamClosed
+    });
 }
 
 /// The error that a socket was said to have.

@@ -74,7 +74,9 @@ pub const fn trust(version: Option<(u32, u32, u32)>) -> Trust {
         Broken, DuplicatesData, LosesData, OldLine, TooOld, Unverified, UseAfterFree,
         VersionUnknown,
     };
-    let Some(version) = version else { return Trust::OptIn(VersionUnknown) };
+    let Some(version) = version else {
+        return Trust::OptIn(VersionUnknown);
+    };
     match version {
         (0..=4, _, _) | (5, 0..=9, _) => Trust::Refused(TooOld),
         (5, _, _) => Trust::OptIn(OldLine),

@@ -31,7 +31,10 @@ pub fn counters(socket: &impl AsFd) -> io::Result<Counters> {
         )
     };
     check(result)?;
-    Ok(Counters { acked: info.tcpi_bytes_acked, received: info.tcpi_bytes_received })
+    Ok(Counters {
+        acked: info.tcpi_bytes_acked,
+        received: info.tcpi_bytes_received,
+    })
 }
 
 /// Bytes in the send queue: not sent, or sent and not acknowledged (`SIOCOUTQ`).
@@ -83,5 +86,9 @@ fn set_int(
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -1,0 +1,271 @@
+//! The BPF object: loaded, pinned, attached; its maps behind typed methods. The only module that
+//! imports aya.
+//!
+//! * [`pins`]: where things are pinned, and whether they may be adopted.
+//! * [`attach`]: the steering programs on interfaces.
+//! * [`tables`]: the flow table.
+//! * [`sockmap`]: the engine `sockmap`'s programs and maps; [`btf`] for where kernel structures have
+//!   their members.
+//! * [`probe`]: what this kernel offers.
+
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use aya::maps::{Array, MapData, PerCpuArray};
+use aya::{Btf, Ebpf, EbpfLoader};
+use aya_log::EbpfLogger;
+use proxy_common::flow::{LAYOUT_VERSION, Meta, SteeringCounters};
+use thiserror::Error;
+
+pub mod attach;
+pub mod btf;
+pub mod pins;
+pub mod probe;
+pub mod sockmap;
+pub mod tables;
+
+use crate::sys;
+use pins::Pins;
+use sockmap::{Sockmap, SockmapError};
+use tables::FlowTable;
+
+/// The object that `cargo xtask build` makes of `proxy-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/limpid.bpf.o"));
+
+/// Maps that are pinned: their names in the object and in the instance's folder.
+const PINNED: [(&str, &str); 5] = [
+    ("FLOWS", "flows"),
+    ("CONNECTING", "connecting"),
+    ("META", "meta"),
+    ("ATTACHMENTS", "attachments"),
+    ("COUNTERS", "counters"),
+];
+
+/// Why the BPF side could not be set up.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The pins are those of another version.
+    #[error(
+        "the maps pinned in {path} have layout version {found}, this limpid has {expected}: they \
+         cannot be adopted. Run `limpid cleanup --instance …` with no daemon running (flows that \
+         still use them end), or the version of limpid that made them"
+    )]
+    LayoutVersion {
+        /// The instance's folder.
+        path: String,
+        /// The version there.
+        found: u32,
+        /// [`LAYOUT_VERSION`].
+        expected: u32,
+    },
+    /// The folder for the pins could not be made.
+    #[error(transparent)]
+    Pins(#[from] pins::PinsError),
+    /// The object was refused.
+    #[error("the kernel refuses limpid's BPF maps: {0}{hint}", hint = hint(.0))]
+    Object(#[source] Box<aya::EbpfError>),
+    /// A program was refused.
+    #[error("the kernel refuses the BPF program {program}: {source}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// What the kernel or its verifier said.
+        #[source]
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A map could not be used.
+    #[error("BPF map {map}: {source}")]
+    Map {
+        /// Its name in the object.
+        map: &'static str,
+        /// What went wrong.
+        #[source]
+        source: Box<aya::maps::MapError>,
+    },
+    /// The object lacks something: it was not built from this source.
+    #[error("the embedded BPF object has no {0}: rebuild with `cargo xtask build`")]
+    Missing(&'static str),
+}
+
+/// What to do about the usual cause.
+fn hint(error: &aya::EbpfError) -> &'static str {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(e) = source {
+        if e.downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::raw_os_error)
+            == Some(libc::EPERM)
+        {
+            return " (limpid needs root, or the capabilities CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON \
+                    and a locked-memory limit that allows it on kernels before 5.11)";
+        }
+        source = e.source();
+    }
+    ""
+}
+
+/// How the object is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Capacity of the flow table, in flows (each has two entries).
+    pub max_flows: u32,
+    /// The most verbose level that BPF programs log at.
+    pub log_level: tracing::level_filters::LevelFilter,
+}
+
+/// The loaded object. Programs and maps that are pinned outlive it.
+#[derive(Debug)]
+pub struct Bpf {
+    ebpf: Ebpf,
+    pins: Pins,
+    sockmap_globals: Option<sockmap::Globals>,
+}
+
+impl Bpf {
+    /// Creates the maps, or adopts those that an earlier daemon of this instance has pinned. No
+    /// program is loaded yet.
+    pub fn load(pins: Pins, options: &Options) -> Result<Self, LoadError> {
+        pins.create()?;
+        if let Some(found) = pinned_layout(&pins.map("meta"))?
+            && found != LAYOUT_VERSION
+        {
+            return Err(LoadError::LayoutVersion {
+                path: pins.root().display().to_string(),
+                found,
+                expected: LAYOUT_VERSION,
+            });
+        }
+        // The loader keeps references to what it is told until it loads.
+        let log_level = aya_log_level(options.log_level);
+        let sockmap_globals = sockmap::Globals::from_kernel();
+        let kernel_btf = Btf::from_sys_fs().ok();
+        let mut loader = EbpfLoader::new();
+        loader.btf(kernel_btf.as_ref());
+        loader.map_max_entries("FLOWS", options.max_flows.saturating_mul(2));
+        loader.map_max_entries("CONNECTING", options.max_flows);
+        loader.override_global("AYA_LOG_LEVEL", &log_level, true);
+        sockmap_globals.apply(&mut loader);
+        for (map, file) in PINNED {
+            loader.map_pin_path(map, pins.map(file));
+        }
+        let mut ebpf = loader
+            .load(OBJECT)
+            .map_err(|e| LoadError::Object(Box::new(e)))?;
+        let failed = |source| LoadError::Map {
+            map: "META",
+            source: Box::new(source),
+        };
+        let mut meta: Array<_, Meta> =
+            Array::try_from(ebpf.map_mut("META").ok_or(LoadError::Missing("map META"))?)
+                .map_err(failed)?;
+        meta.set(
+            0,
+            Meta {
+                layout_version: LAYOUT_VERSION,
+                reserved: 0,
+            },
+            0,
+        )
+        .map_err(failed)?;
+        Ok(Self {
+            ebpf,
+            pins,
+            sockmap_globals: Some(sockmap_globals),
+        })
+    }
+
+    /// Where this instance pins.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// The flow table.
+    pub fn flow_table(&mut self) -> Result<FlowTable, LoadError> {
+        FlowTable::take(&mut self.ebpf)
+    }
+
+    /// The engine `sockmap`; `SPLICES` is pinned for people to look at. Its sockets leave with this
+    /// daemon, so it is never adopted.
+    pub fn sockmap(&mut self) -> Result<Sockmap, SockmapError> {
+        let globals = self
+            .sockmap_globals
+            .take()
+            .ok_or(SockmapError::Missing("map SPLICES"))?;
+        let pin = self.pins.map("splices");
+        // ENOENT is the usual case; any other failure shows when pinning.
+        let _ = std::fs::remove_file(&pin);
+        if let Some(splices) = self.ebpf.map("SPLICES")
+            && let Err(e) = splices.pin(&pin)
+        {
+            tracing::warn!("{} is not pinned: {e}", pin.display());
+        }
+        Sockmap::load(&mut self.ebpf, globals)
+    }
+
+    /// What the steering programs have counted, over all CPUs.
+    pub fn counters(&self) -> Result<SteeringCounters, LoadError> {
+        let failed = |source| LoadError::Map {
+            map: "COUNTERS",
+            source: Box::new(source),
+        };
+        let map = self
+            .ebpf
+            .map("COUNTERS")
+            .ok_or(LoadError::Missing("map COUNTERS"))?;
+        let counters: PerCpuArray<_, SteeringCounters> =
+            PerCpuArray::try_from(map).map_err(failed)?;
+        let values = counters.get(&0, 0).map_err(failed)?;
+        Ok(values
+            .iter()
+            .fold(SteeringCounters::default(), |sum, cpu| sum + *cpu))
+    }
+
+    /// Passes the programs' log messages on to `tracing`, from a task of the current runtime.
+    ///
+    /// Messages are lost, not the daemon, where the log cannot be read: that is only warned of.
+    pub fn forward_log(&mut self) {
+        let logger = EbpfLogger::init(&mut self.ebpf);
+        let mut logger = match logger {
+            Ok(logger) => logger,
+            Err(e) => return tracing::warn!("BPF programs cannot log: {e}"),
+        };
+        let ready = logger.as_fd().try_clone_to_owned().and_then(sys::async_fd);
+        let ready = match ready {
+            Ok(ready) => ready,
+            Err(e) => return tracing::warn!("BPF programs cannot log: {e}"),
+        };
+        tokio::spawn(async move {
+            while let Ok(mut readiness) = ready.readable().await {
+                logger.flush();
+                readiness.clear_ready();
+            }
+        });
+    }
+}
+
+/// The layout version of the maps pinned there, if any are.
+fn pinned_layout(path: &Path) -> Result<Option<u32>, LoadError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let failed = |source| LoadError::Map {
+        map: "META",
+        source: Box::new(source),
+    };
+    let meta =
+        aya::maps::Map::from_map_data(MapData::from_pin(path).map_err(failed)?).map_err(failed)?;
+    let meta: Array<_, Meta> = Array::try_from(meta).map_err(failed)?;
+    Ok(Some(meta.get(&0, 0).map_err(failed)?.layout_version))
+}
+
+/// The number that `aya_log_common::Level` gives a level; 0 turns logging off.
+fn aya_log_level(filter: tracing::level_filters::LevelFilter) -> u8 {
+    use tracing::Level;
+    match filter.into_level() {
+        None => 0,
+        Some(Level::ERROR) => 1,
+        Some(Level::WARN) => 2,
+        Some(Level::INFO) => 3,
+        Some(Level::DEBUG) => 4,
+        Some(Level::TRACE) => 5,
+    }
+}

@@ -1,0 +1,123 @@
+//! The flow table behind typed methods.
+
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aya::maps::{HashMap, MapData, MapError};
+use aya::{Ebpf, Pod};
+use proxy_common::flow::{STEER_IN, Translation, Tuple};
+use thiserror::Error;
+
+use super::LoadError;
+
+const BPF_ANY: u64 = 0;
+const BPF_NOEXIST: u64 = 1;
+
+/// Why a flow could not be entered.
+#[derive(Debug, Error)]
+pub enum ReserveError {
+    /// Another flow has the same addresses and ports on the wire.
+    #[error("these addresses and ports are taken by another flow")]
+    Taken,
+    /// No room.
+    #[error("the flow table is full (--max-flows)")]
+    Full,
+    /// The kernel refused.
+    #[error("the flow table: {0}")]
+    Map(#[source] Box<MapError>),
+}
+
+/// `FLOWS` and `CONNECTING`.
+///
+/// The lock is only for the borrow checker's sake: each call is one system call on a map that the
+/// kernel itself guards.
+#[derive(Debug)]
+pub struct FlowTable {
+    flows: Mutex<HashMap<MapData, Tuple, Translation>>,
+    connecting: Mutex<HashMap<MapData, u64, Tuple>>,
+}
+
+impl FlowTable {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        Ok(Self {
+            flows: Mutex::new(take(ebpf, "FLOWS")?),
+            connecting: Mutex::new(take(ebpf, "CONNECTING")?),
+        })
+    }
+
+    /// Reserves what the backend's replies will carry for the flow (its upstream socket's cookie),
+    /// and announces the socket to the egress program.
+    pub fn reserve(&self, reply: Tuple, flow: u64) -> Result<(), ReserveError> {
+        let reserved = Translation {
+            flow,
+            packets: 0,
+            bytes: 0,
+            last_seen_ns: 0,
+            rewrite: reply, // Completed when the SYN leaves.
+            action: STEER_IN,
+            seen: 0,
+        };
+        lock(&self.flows)
+            .insert(reply, reserved, BPF_NOEXIST)
+            .map_err(reserve_error)?;
+        lock(&self.connecting)
+            .insert(flow, reply, BPF_ANY)
+            .map_err(|e| {
+                self.remove(&reply);
+                reserve_error(e)
+            })
+    }
+
+    /// The socket is connected, or has given up: no SYN of it is expected any more.
+    pub fn withdraw(&self, flow: u64) {
+        // ENOENT is no error: withdrawing twice is the same as once.
+        let _ = lock(&self.connecting).remove(&flow);
+    }
+
+    /// What is done to packets of `tuple`.
+    #[must_use]
+    pub fn get(&self, tuple: &Tuple) -> Option<Translation> {
+        lock(&self.flows).get(tuple, 0).ok()
+    }
+
+    /// Forgets `tuple`.
+    pub fn remove(&self, tuple: &Tuple) {
+        // ENOENT is no error: the entry may have been replaced and removed meanwhile.
+        let _ = lock(&self.flows).remove(tuple);
+    }
+
+    /// Every entry. Entries that come or go meanwhile may be missed.
+    #[must_use]
+    pub fn entries(&self) -> Vec<(Tuple, Translation)> {
+        lock(&self.flows).iter().flatten().collect()
+    }
+}
+
+fn take<K: Pod, V: Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<HashMap<MapData, K, V>, LoadError> {
+    let map = ebpf.take_map(name).ok_or(LoadError::Missing(name))?;
+    HashMap::try_from(map).map_err(|source| LoadError::Map {
+        map: name,
+        source: Box::new(source),
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn reserve_error(error: MapError) -> ReserveError {
+    let errno = match &error {
+        MapError::SyscallError(e) => e.io_error.raw_os_error(),
+        MapError::IoError(e) => io::Error::raw_os_error(e),
+        _ => None,
+    };
+    match errno {
+        Some(libc::EEXIST) => ReserveError::Taken,
+        // ENOMEM: entries are allocated as they come.
+        Some(libc::E2BIG | libc::ENOMEM) => ReserveError::Full,
+        _ => ReserveError::Map(Box::new(error)),
+    }
+}

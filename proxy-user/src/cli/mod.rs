@@ -1,0 +1,102 @@
+//! The command line: what can be said, and what is done with it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+pub mod cleanup;
+pub mod flows;
+pub mod run;
+
+/// An eBPF-accelerated transparent TCP proxy.
+///
+/// limpid stands on the gateway of a service. It reads the PROXY protocol header of a connection
+/// once; after that the kernel moves the bytes, and the service sees the client's own address.
+/// The service, its container, iptables and routes stay as they are.
+#[derive(Debug, Parser)]
+#[command(name = "limpid", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// limpid's commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Proxy connections until SIGTERM or SIGINT.
+    Run(Box<run::RunArgs>),
+    /// List the open flows of a running limpid.
+    Flows(flows::FlowsArgs),
+    /// Remove what a limpid that was killed has left on this host: its pins, filters and qdiscs, and
+    /// nothing else.
+    ///
+    /// A limpid that ends by SIGTERM removes all of it itself. After SIGKILL the programs stay, so that
+    /// the kernel can close the connections in their clients' names; the next start with the same
+    /// --instance adopts them.
+    Cleanup(cleanup::CleanupArgs),
+    /// Show what this kernel offers, engine by engine, and what is missing.
+    Probe,
+}
+
+/// Which limpid of this host is meant.
+#[derive(Clone, Debug, Args)]
+pub struct InstanceArgs {
+    /// Name of the instance: letters, digits, `-` and `_`, up to 64.
+    #[arg(long, value_name = "NAME", default_value = "default", value_parser = instance_name)]
+    pub instance: String,
+}
+
+/// Where an instance pins.
+#[derive(Clone, Debug, Args)]
+pub struct BpffsArgs {
+    /// The BPF file system to pin in, at `PATH/limpid/NAME`. Mounted if it is not.
+    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+}
+
+/// Where an instance listens for commands.
+#[derive(Clone, Debug, Args)]
+pub struct ControlArgs {
+    /// Unix socket for `limpid flows` [default: /run/limpid/NAME.sock].
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+}
+
+impl ControlArgs {
+    /// The socket's path for an instance.
+    #[must_use]
+    pub fn path(&self, instance: &InstanceArgs) -> PathBuf {
+        let default = || PathBuf::from("/run/limpid").join(format!("{}.sock", instance.instance));
+        self.control.clone().unwrap_or_else(default)
+    }
+}
+
+fn instance_name(text: &str) -> Result<String, String> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if (1..=64).contains(&text.len()) && text.chars().all(legal) {
+        Ok(text.to_owned())
+    } else {
+        Err("1 to 64 letters, digits, `-` and `_` are allowed".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn instance_names_are_safe_as_file_names() {
+        assert!(instance_name("site-1_a").is_ok());
+        for bad in ["", ".", "..", "a/b", "a b", "ä", &"a".repeat(65)] {
+            assert!(instance_name(bad).is_err(), "{bad:?}");
+        }
+    }
+}

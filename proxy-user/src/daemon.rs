@@ -1,0 +1,405 @@
+//! `limpid run`: everything set up, in an order that leaves nothing behind when a step fails; the
+//! accept loop; the orderly end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use proxy_core::address::Upstream;
+use proxy_core::header::{Decoder, LimitError, Limits as HeaderLimits};
+use proxy_core::trust::TrustedPeers;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::bpf::attach::{self, AttachError};
+use crate::bpf::pins::{self, Pins};
+use crate::bpf::sockmap::{SockmapError, kernel_version};
+use crate::bpf::{self, Bpf, LoadError};
+use crate::cli::run::{MismatchArg, RunArgs, SourceArg};
+use crate::control::server::{ControlError, Server};
+use crate::flow::{self, Service};
+use crate::header::AcceptProxy;
+use crate::interfaces::{Interfaces, InterfacesError};
+use crate::listener::{self, ListenError};
+use crate::netlink::{self, Netlink, NetlinkError, Route};
+use crate::registry::Registry;
+use crate::resolve::{ResolveError, resolve};
+use crate::splice::{Choice, Engines, EnginesError, Limits};
+use crate::steering::Steering;
+use crate::sys;
+use crate::upstream::{Connector, Source};
+
+/// How often lingering flow-table entries are looked at.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// How long the kernel gets at the end to close the last sockets in their clients' names.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// How long link and route changes may go on before they are acted upon; they come in bursts.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Why the daemon did not start.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// Trust is missing.
+    #[error(
+        "--accept-proxy needs --trust CIDR: the networks whose hosts may say who the client is \
+         (--trust 0.0.0.0/0 for anyone by IPv4)"
+    )]
+    NoTrust,
+    /// The largest header is out of range.
+    #[error("--max-header: {0}")]
+    MaxHeader(#[from] LimitError),
+    /// The upstream has no address.
+    #[error("--upstream: {0}")]
+    Resolve(#[from] ResolveError),
+    /// The upstream is this host.
+    #[error(
+        "--source client does not work with an upstream on this very host ({0}): its replies to the \
+         client never reach an interface. Use --source proxy, or run the service in a network \
+         namespace or container of its own"
+    )]
+    LocalUpstream(Upstream),
+    /// The address cannot be listened on.
+    #[error("--listen: {0}")]
+    Listen(#[from] ListenError),
+    /// There is no control socket.
+    #[error("--control: {0}")]
+    Control(#[from] ControlError),
+    /// The kernel's tables cannot be read.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The interfaces cannot be found or attached to.
+    #[error(transparent)]
+    Interfaces(#[from] InterfacesError),
+    /// The pins cannot be had.
+    #[error(transparent)]
+    Pins(#[from] pins::PinsError),
+    /// The BPF side cannot be set up.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Steering cannot be attached or removed.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The engine asked for cannot be had.
+    #[error(transparent)]
+    Engines(#[from] EnginesError),
+    /// Signals cannot be received.
+    #[error("cannot wait for signals: {0}")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Runs until a signal says otherwise.
+pub async fn run(args: RunArgs) -> Result<(), RunError> {
+    let accept_proxy = accept_proxy(&args)?;
+    let steer = match args.source {
+        Some(SourceArg::Client) => true,
+        Some(SourceArg::Proxy) => false,
+        None => args.accept_proxy,
+    };
+    let mut signals = Signals::new().map_err(RunError::Signals)?;
+    raise_limits();
+
+    let upstreams = resolve(&args.upstream).await?;
+    let registry = Registry::default();
+    let netlink = Netlink::open()?;
+    if steer {
+        refuse_local(&netlink, &upstreams).await?;
+    }
+    let control = Server::bind(&args.control.path(&args.instance)).await?;
+    let listener = listener::bind(args.listen, args.downstream_interface.as_deref())?;
+
+    let mut kernel = Kernel::set_up(&args, steer, &upstreams, &netlink).await?;
+    let service = Arc::new(Service {
+        accept_proxy,
+        connector: Connector {
+            source: kernel.source(args.source_mismatch),
+            upstreams,
+            send_proxy: args.send_proxy,
+            timeout: args.connect_timeout,
+        },
+        engines: kernel.engines(args.splice)?,
+        limits: Limits {
+            idle: args.idle_timeout,
+            half_close: args.half_close_timeout,
+        },
+        registry: registry.clone(),
+    });
+    tracing::info!(
+        listen = %args.listen,
+        upstream = %args.upstream,
+        source = if steer { "client" } else { "proxy" },
+        splice = ?args.splice,
+        instance = %args.instance.instance,
+        "ready"
+    );
+
+    let flows = TaskTracker::new();
+    let stop = CancellationToken::new();
+    tokio::select! {
+        () = accept(&listener, &service, &flows, &stop) => {}
+        () = control.serve(&registry) => {}
+        () = kernel.tend(&netlink) => {}
+        name = signals.next() => tracing::info!("{name}: no more connections are accepted"),
+    }
+    drop(listener);
+    tokio::select! {
+        () = drain(&flows, &registry, &stop, args.drain_timeout, &mut signals) => {}
+        () = control.serve(&registry) => {}
+        () = kernel.tend(&netlink) => {}
+    }
+    kernel.tear_down(&netlink).await?;
+    tracing::info!("ended");
+    Ok(())
+}
+
+fn accept_proxy(args: &RunArgs) -> Result<Option<AcceptProxy>, RunError> {
+    if !args.accept_proxy {
+        return Ok(None);
+    }
+    let trusted: TrustedPeers = args.trust.iter().copied().collect();
+    if trusted.is_empty() {
+        return Err(RunError::NoTrust);
+    }
+    let limits = HeaderLimits::v2_len(args.max_header as usize)?;
+    let decoder = Decoder::new(limits);
+    Ok(Some(AcceptProxy {
+        trusted,
+        decoder,
+        timeout: args.header_timeout,
+    }))
+}
+
+async fn refuse_local(netlink: &Netlink, upstreams: &[Upstream]) -> Result<(), RunError> {
+    for upstream in upstreams {
+        if matches!(netlink.route(upstream.ip()).await, Ok(Route::Local)) {
+            return Err(RunError::LocalUpstream(*upstream));
+        }
+    }
+    Ok(())
+}
+
+async fn accept(
+    listener: &TcpListener,
+    service: &Arc<Service>,
+    flows: &TaskTracker,
+    stop: &CancellationToken,
+) {
+    loop {
+        let accepted = listener::accept(listener).await;
+        flows.spawn(flow::serve(Arc::clone(service), accepted, stop.clone()));
+    }
+}
+
+/// Lets open flows end by themselves for a while, then resets them.
+async fn drain(
+    flows: &TaskTracker,
+    registry: &Registry,
+    stop: &CancellationToken,
+    deadline: Duration,
+    signals: &mut Signals,
+) {
+    flows.close();
+    tokio::select! {
+        () = flows.wait() => return,
+        () = sleep(deadline) => tracing::info!("{} flow(s) left after {deadline:?}: reset", registry.len()),
+        name = signals.next() => tracing::info!("{name} again: {} flow(s) reset", registry.len()),
+    }
+    stop.cancel();
+    flows.wait().await;
+}
+
+/// What the daemon has in the kernel; nothing, where it neither steers nor splices there.
+struct Kernel {
+    bpf: Result<Bpf, String>,
+    interfaces: Option<Interfaces>,
+    steering: Option<Arc<Steering>>,
+    _lock: Option<pins::Lock>,
+}
+
+impl Kernel {
+    async fn set_up(
+        args: &RunArgs,
+        steer: bool,
+        upstreams: &[Upstream],
+        netlink: &Netlink,
+    ) -> Result<Self, RunError> {
+        let without = |reason| Self {
+            bpf: Err(reason),
+            interfaces: None,
+            steering: None,
+            _lock: None,
+        };
+        if !steer && args.splice == Choice::Copy {
+            return Ok(without("not needed".to_owned()));
+        }
+        let pins = Pins::new(&args.bpffs.bpffs, &args.instance.instance);
+        let loaded = pins
+            .create()
+            .and_then(|()| pins.lock())
+            .map_err(RunError::from);
+        let loaded = loaded.and_then(|lock| Ok((Self::load(args, pins.clone())?, lock)));
+        let (bpf, lock) = match loaded {
+            Ok(loaded) => loaded,
+            // Without BPF one can still copy.
+            Err(e) if !steer && args.splice == Choice::Auto => {
+                return Ok(without(e.to_string()));
+            }
+            Err(e) => return Err(e),
+        };
+        let mut kernel = Self {
+            bpf: Ok(bpf),
+            interfaces: None,
+            steering: None,
+            _lock: Some(lock),
+        };
+        if steer {
+            match kernel.steer(args, upstreams, netlink).await {
+                Ok(()) => {}
+                Err(e) => {
+                    kernel.tear_down(netlink).await?;
+                    return Err(e);
+                }
+            }
+        }
+        Ok(kernel)
+    }
+
+    fn load(args: &RunArgs, pins: Pins) -> Result<Bpf, RunError> {
+        let log_level = tracing::level_filters::LevelFilter::current();
+        let mut bpf = Bpf::load(
+            pins,
+            &bpf::Options {
+                max_flows: args.max_flows,
+                log_level,
+            },
+        )?;
+        bpf.forward_log();
+        Ok(bpf)
+    }
+
+    async fn steer(
+        &mut self,
+        args: &RunArgs,
+        upstreams: &[Upstream],
+        netlink: &Netlink,
+    ) -> Result<(), RunError> {
+        let Ok(bpf) = &mut self.bpf else {
+            return Ok(());
+        };
+        let mut interfaces = Interfaces::new(
+            args.upstream_interface.clone(),
+            upstreams.to_vec(),
+            args.attach,
+        );
+        interfaces.attach(bpf, netlink).await?;
+        self.interfaces = Some(interfaces);
+        self.steering = Some(Steering::new(bpf.flow_table()?));
+        Ok(())
+    }
+
+    fn source(&self, mismatch: MismatchArg) -> Source {
+        match &self.steering {
+            None => Source::Proxy,
+            Some(steering) => Source::Client {
+                steering: Arc::clone(steering),
+                mismatch_proxy: mismatch == MismatchArg::Proxy,
+            },
+        }
+    }
+
+    fn engines(&mut self, choice: Choice) -> Result<Engines, EnginesError> {
+        Engines::new(choice, kernel_version(), || match &mut self.bpf {
+            Ok(bpf) => bpf.sockmap(),
+            Err(reason) => Err(SockmapError::Object(reason.clone())),
+        })
+    }
+
+    /// Forgets flows that are over, and follows link and route changes; never returns.
+    async fn tend(&mut self, netlink: &Netlink) {
+        let mut sweep = interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut changes = match netlink::changes() {
+            Ok(changes) => changes.boxed(),
+            Err(e) => {
+                tracing::warn!("link and route changes are not followed: {e}");
+                futures_util::stream::pending().boxed()
+            }
+        };
+        loop {
+            tokio::select! {
+                _ = sweep.tick() => {
+                    if let Some(steering) = &self.steering {
+                        steering.sweep(sys::monotonic_ns());
+                    }
+                }
+                Some(()) = changes.next() => {
+                    // The rest of the burst.
+                    while let Ok(Some(())) = timeout(SETTLE, changes.next()).await {}
+                    if let (Some(interfaces), Ok(bpf)) = (&mut self.interfaces, &mut self.bpf)
+                        && let Err(e) = interfaces.attach(bpf, netlink).await
+                    {
+                        tracing::warn!("after a link or route change: {e}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes everything from the kernel, once the last sockets have closed.
+    async fn tear_down(self, netlink: &Netlink) -> Result<(), RunError> {
+        let Ok(bpf) = self.bpf else { return Ok(()) };
+        if let Some(steering) = &self.steering {
+            let _ = timeout(LAST_WORDS, async {
+                while steering.sweep(sys::monotonic_ns()) > 0 {
+                    sleep(SWEEP / 5).await;
+                }
+            })
+            .await;
+        }
+        let pins = bpf.pins().clone();
+        drop(bpf);
+        attach::remove(&pins, netlink).await?;
+        Ok(())
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// As many descriptors as allowed, and (for kernels before 5.11, which count BPF maps) as much
+/// locked memory. Where that is refused, what we have must do.
+fn raise_limits() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    let _ = setrlimit(
+        Resource::RLIMIT_MEMLOCK,
+        libc::RLIM_INFINITY,
+        libc::RLIM_INFINITY,
+    );
+}

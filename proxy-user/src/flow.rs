@@ -1,0 +1,140 @@
+//! One connection, through all its stages: header, upstream, splice, record.
+//!
+//! Each stage takes what the one before it made, so none can be skipped.
+
+use std::sync::Arc;
+
+use proxy_core::address::{Listener, Peer};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::header::{self, AcceptProxy, Identified, IdentifyError};
+use crate::record::{Ending, Record, Weight};
+use crate::registry::{Flow, Registry};
+use crate::splice::{self, End, Engines, Limits};
+use crate::sys;
+use crate::upstream::{ConnectError, Connected, Connector};
+
+/// What all connections of a listener share.
+#[derive(Debug)]
+pub struct Service {
+    /// Who may send a header; `None` where none is expected.
+    pub accept_proxy: Option<AcceptProxy>,
+    /// How the backend is reached.
+    pub connector: Connector,
+    /// What moves the bytes.
+    pub engines: Engines,
+    /// Idle and half-close timeouts.
+    pub limits: Limits,
+    /// The open flows.
+    pub registry: Registry,
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The connection.
+    pub stream: TcpStream,
+    /// Who connected.
+    pub peer: Peer,
+    /// The address that it connected to.
+    pub listener: Listener,
+}
+
+/// Takes a connection to its end. `stop` ends it early, with a reset to both sides.
+pub async fn serve(service: Arc<Service>, accepted: Accepted, stop: CancellationToken) {
+    let record = Record::open(&service.registry, accepted.peer);
+    let end = match stop
+        .run_until_cancelled(open(&service, accepted, record.flow()))
+        .await
+    {
+        None => Ending {
+            label: "drained",
+            weight: Weight::Normal,
+            detail: None,
+        },
+        Some(Err(end)) => end,
+        Some(Ok((identified, connected))) => {
+            let legs = splice::Connected {
+                downstream: identified.downstream,
+                upstream: connected.stream,
+                early: bytes::Bytes::new(),
+            };
+            let progress = &record.flow().progress;
+            let end = splice::run(&service.engines, legs, &service.limits, progress, stop).await;
+            // Only now: the flow's entries are needed as long as its upstream socket is open.
+            drop(connected.identity);
+            splice_ending(end)
+        }
+    };
+    record.close(end);
+}
+
+/// Header and upstream: everything until bytes can flow.
+async fn open(
+    service: &Service,
+    accepted: Accepted,
+    flow: &Flow,
+) -> Result<(Identified, Connected), Ending> {
+    let Accepted {
+        stream,
+        peer,
+        listener,
+    } = accepted;
+    let identified = header::identify(stream, peer, service.accept_proxy.as_ref())
+        .await
+        .map_err(|e| header_ending(&e))?;
+    let _ = flow.client.set(identified.client);
+    let _ = flow.header.set(identified.took);
+    match service.connector.connect(&identified, listener).await {
+        Ok(connected) => {
+            let _ = flow.upstream.set(connected.upstream);
+            let _ = flow.source.set(connected.source);
+            let _ = flow.connect.set(connected.took);
+            flow.progress.sent_up(connected.sent);
+            Ok((identified, connected))
+        }
+        Err(e) => {
+            // What befell the upstream side befalls the client: its connection has failed too.
+            sys::reset(identified.downstream);
+            Err(connect_ending(&e))
+        }
+    }
+}
+
+fn header_ending(error: &IdentifyError) -> Ending {
+    let weight = match error {
+        IdentifyError::Closed(_) => Weight::Trifle,
+        IdentifyError::Untrusted
+        | IdentifyError::Refused(_)
+        | IdentifyError::Timeout(..)
+        | IdentifyError::Read(_) => Weight::Warning,
+    };
+    Ending {
+        label: error.label(),
+        weight,
+        detail: Some(error.to_string()),
+    }
+}
+
+fn connect_ending(error: &ConnectError) -> Ending {
+    Ending {
+        label: error.label(),
+        weight: Weight::Warning,
+        detail: Some(error.to_string()),
+    }
+}
+
+fn splice_ending(end: End) -> Ending {
+    let (weight, detail) = match end {
+        End::Finished | End::Reset(_) | End::IdleTimeout | End::HalfCloseTimeout | End::Stopped => {
+            (Weight::Normal, None)
+        }
+        End::Failed(_) => (Weight::Warning, Some(end.to_string())),
+    };
+    Ending {
+        label: end.label(),
+        weight,
+        detail,
+    }
+}

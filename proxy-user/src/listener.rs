@@ -1,0 +1,116 @@
+//! The first stage: connections are accepted, and the accepting never ends by itself.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use proxy_core::address::{Listener, Peer};
+use socket2::{Domain, Protocol, Socket, Type};
+use thiserror::Error;
+use tokio::net::TcpListener;
+
+use crate::flow::Accepted;
+
+/// Why nothing can be accepted at an address.
+#[derive(Debug, Error)]
+#[error("cannot listen on {address}: {call}: {source}")]
+pub struct ListenError {
+    address: SocketAddr,
+    call: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+/// Connections waiting to be accepted; `net.core.somaxconn` may cap it.
+const BACKLOG: i32 = 4096;
+
+/// How long accepting rests after an error that will not go away by itself at once (EMFILE,
+/// ENFILE, ENOBUFS, ENOMEM), at first and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// Binds a listening socket. An IPv6 address accepts IPv6 only, except `::`, which accepts both.
+/// With `interface` only connections that arrive there are accepted.
+pub fn bind(address: SocketAddr, interface: Option<&str>) -> Result<TcpListener, ListenError> {
+    let failed = |call| {
+        move |source| ListenError {
+            address,
+            call,
+            source,
+        }
+    };
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )
+    .map_err(failed("socket"))?;
+    if let SocketAddr::V6(v6) = address {
+        socket
+            .set_only_v6(!v6.ip().is_unspecified())
+            .map_err(failed("IPV6_V6ONLY"))?;
+    }
+    socket
+        .bind_device(interface.map(str::as_bytes))
+        .map_err(failed("SO_BINDTODEVICE"))?;
+    // A restart must not wait for the last daemon's connections to leave TIME-WAIT.
+    socket
+        .set_reuse_address(true)
+        .map_err(failed("SO_REUSEADDR"))?;
+    // Accepted connections inherit it.
+    socket
+        .set_tcp_nodelay(true)
+        .map_err(failed("TCP_NODELAY"))?;
+    socket.set_nonblocking(true).map_err(failed("O_NONBLOCK"))?;
+    socket.bind(&address.into()).map_err(failed("bind"))?;
+    socket.listen(BACKLOG).map_err(failed("listen"))?;
+    TcpListener::from_std(socket.into()).map_err(failed("epoll"))
+}
+
+/// The next connection. Errors are logged, waited out where that helps, and never returned.
+pub async fn accept(listener: &TcpListener) -> Accepted {
+    let mut backoff = BACKOFF.0;
+    loop {
+        let error = match listener.accept().await {
+            Ok((stream, peer)) => match stream.local_addr() {
+                Ok(local) => {
+                    return Accepted {
+                        stream,
+                        peer: Peer::new(peer),
+                        listener: Listener::new(local),
+                    };
+                }
+                Err(e) => e, // It was reset meanwhile.
+            },
+            Err(e) => e,
+        };
+        if is_of_one_connection(&error) {
+            tracing::debug!("a connection ended before it was accepted: {error}");
+            continue;
+        }
+        tracing::warn!("accept: {error}; trying again in {backoff:?}");
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 2).min(BACKOFF.1);
+    }
+}
+
+/// Errors that concern the one connection only: accept(2), "Error handling".
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::ECONNRESET
+                | libc::EINTR
+                | libc::EPROTO
+                | libc::ENETDOWN
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EHOSTUNREACH
+                | libc::EOPNOTSUPP
+                | libc::ENETUNREACH
+                | libc::ENOTCONN
+                | libc::EPERM
+        )
+    )
+}

@@ -1,0 +1,261 @@
+//! What the kernel's routing and link tables say, by rtnetlink.
+//!
+//! Reads, and one write: the removal of a clsact qdisc that limpid itself added. No route, rule or
+//! address is ever changed.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::tc::TcHandle;
+use rtnetlink::{Handle, MulticastGroup};
+use thiserror::Error;
+
+/// What a packet of an interface begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkHeader {
+    /// An Ethernet header.
+    Ethernet,
+    /// The IP header: WireGuard, tun, PPP.
+    None,
+}
+
+/// An interface that packets of flows pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its index in this network namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// What its packets begin with.
+    pub header: LinkHeader,
+}
+
+impl fmt::Display for Interface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// The way to an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// It is an address of this very host.
+    Local,
+    /// It is reached through this interface.
+    Via(Interface),
+}
+
+/// Why the kernel's tables gave no answer.
+#[derive(Debug, Error)]
+pub enum NetlinkError {
+    /// The netlink socket could not be opened.
+    #[error("cannot open a netlink socket: {0}")]
+    Open(#[source] std::io::Error),
+    /// A request failed.
+    #[error("netlink request `{request}` failed: {source}")]
+    Request {
+        /// The request, as `ip` would spell it.
+        request: String,
+        /// What the kernel answered.
+        #[source]
+        source: rtnetlink::Error,
+    },
+    /// There is no route.
+    #[error("no route to {0}")]
+    NoRoute(IpAddr),
+    /// There is no such interface.
+    #[error("no interface named {0:?} in this network namespace")]
+    NoInterface(String),
+    /// The interface's packets begin with something else.
+    #[error(
+        "interface {name} has link type {link_type}: limpid steers on Ethernet-like interfaces and \
+         on those without a link header (WireGuard, tun, PPP)"
+    )]
+    LinkType {
+        /// The interface.
+        name: String,
+        /// Its type (`ARPHRD_*`).
+        link_type: String,
+    },
+}
+
+/// A netlink socket of this network namespace.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+impl Netlink {
+    /// Opens the socket; its I/O runs as a task of the current tokio runtime.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Open)?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// The way to `address` (`ip route get`).
+    pub async fn route(&self, address: IpAddr) -> Result<Route, NetlinkError> {
+        let failed = |source| NetlinkError::Request {
+            request: format!("route get {address}"),
+            source,
+        };
+        let mut request = RouteMessage::default();
+        let (family, bits, destination) = match address {
+            IpAddr::V4(v4) => (AddressFamily::Inet, 32, RouteAddress::Inet(v4)),
+            IpAddr::V6(v6) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(v6)),
+        };
+        request.header.address_family = family;
+        request.header.destination_prefix_length = bits;
+        request
+            .attributes
+            .push(RouteAttribute::Destination(destination));
+        let mut answers = std::pin::pin!(self.handle.route().get(request).execute());
+        let answer = match answers.try_next().await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Err(NetlinkError::NoRoute(address)),
+            Err(rtnetlink::Error::NetlinkError(e)) if unreachable(e.raw_code()) => {
+                return Err(NetlinkError::NoRoute(address));
+            }
+            Err(e) => return Err(failed(e)),
+        };
+        if answer.header.kind == RouteType::Local {
+            return Ok(Route::Local);
+        }
+        let index = answer
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            });
+        let index = index.ok_or(NetlinkError::NoRoute(address))?;
+        let request = || format!("link show index {index}");
+        self.link(self.handle.link().get().match_index(index), request)
+            .await
+            .map(Route::Via)
+    }
+
+    /// The interface of that name (`ip link show`).
+    pub async fn interface(&self, name: &str) -> Result<Interface, NetlinkError> {
+        let request = || format!("link show {name}");
+        match self
+            .link(
+                self.handle.link().get().match_name(name.to_owned()),
+                request,
+            )
+            .await
+        {
+            Err(NetlinkError::Request {
+                source: rtnetlink::Error::NetlinkError(e),
+                ..
+            }) if e.raw_code() == -libc::ENODEV => Err(NetlinkError::NoInterface(name.to_owned())),
+            other => other,
+        }
+    }
+
+    async fn link(
+        &self,
+        get: rtnetlink::LinkGetRequest,
+        request: impl Fn() -> String,
+    ) -> Result<Interface, NetlinkError> {
+        let mut answers = std::pin::pin!(get.execute());
+        match answers.try_next().await {
+            Ok(Some(message)) => interface_of(&message),
+            Ok(None) => Err(NetlinkError::NoInterface(request())),
+            Err(source) => Err(NetlinkError::Request {
+                request: request(),
+                source,
+            }),
+        }
+    }
+
+    /// Has the clsact qdisc of an interface any filter (`tc filter show dev … ingress|egress`)?
+    pub async fn has_clsact_filters(&self, index: u32) -> Result<bool, NetlinkError> {
+        let index = index.cast_signed();
+        let mut filters = self.handle.traffic_filter(index);
+        for get in [filters.get().ingress(), filters.get().egress()] {
+            let mut answers = std::pin::pin!(get.execute());
+            match answers.try_next().await {
+                Ok(None) => {}
+                Ok(Some(_)) => return Ok(true),
+                Err(source) => {
+                    let request = format!("filter show dev (index {index})");
+                    return Err(NetlinkError::Request { request, source });
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Removes the clsact qdisc of an interface (`tc qdisc del dev … clsact`).
+    pub async fn remove_clsact(&self, index: u32) -> Result<(), NetlinkError> {
+        let mut qdisc = self.handle.qdisc();
+        let mut request = qdisc.del(index.cast_signed());
+        request.message_mut().header.handle = TcHandle {
+            major: 0xffff,
+            minor: 0,
+        };
+        request.message_mut().header.parent = TcHandle::CLSACT;
+        request
+            .execute()
+            .await
+            .map_err(|source| NetlinkError::Request {
+                request: format!("qdisc del dev (index {index}) clsact"),
+                source,
+            })
+    }
+}
+
+/// A stream that yields whenever links or routes have changed.
+pub fn changes() -> Result<impl Stream<Item = ()>, NetlinkError> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+    ];
+    let (connection, _, messages) =
+        rtnetlink::new_multicast_connection(&groups).map_err(NetlinkError::Open)?;
+    tokio::spawn(connection);
+    Ok(messages.map(|_| ()))
+}
+
+fn unreachable(code: i32) -> bool {
+    [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::ESRCH].contains(&-code)
+}
+
+fn interface_of(message: &LinkMessage) -> Result<Interface, NetlinkError> {
+    let name = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        })
+        .unwrap_or_else(|| format!("index {}", message.header.index));
+    let header = match message.header.link_layer_type {
+        // The loopback device has (empty) Ethernet headers.
+        LinkLayerType::Ether | LinkLayerType::Loopback => LinkHeader::Ethernet,
+        LinkLayerType::None
+        | LinkLayerType::Ppp
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Rawip => LinkHeader::None,
+        other => {
+            return Err(NetlinkError::LinkType {
+                name,
+                link_type: format!("{other:?}"),
+            });
+        }
+    };
+    Ok(Interface {
+        index: message.header.index,
+        name,
+        header,
+    })
+}

@@ -1,0 +1,109 @@
+//! The last stage: one record a connection, made exactly once, whatever happens to it.
+//!
+//! A [`Record`] is opened with the connection. When it is dropped the flow leaves the registry and
+//! becomes an access line (target `access`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proxy_core::address::Peer;
+
+use crate::registry::{Flow, Registry};
+
+/// How a connection ended.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    /// A stable name.
+    pub label: &'static str,
+    /// How much it matters.
+    pub weight: Weight,
+    /// Words, where something went wrong.
+    pub detail: Option<String>,
+}
+
+/// How much a connection's end matters to whoever reads the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// As it should be.
+    Normal,
+    /// Somebody should look.
+    Warning,
+    /// Nobody wants to know: health checks (rule 8).
+    Trifle,
+}
+
+/// A connection's place in the registry and, at its end, in the log.
+#[derive(Debug)]
+pub struct Record {
+    flow: Arc<Flow>,
+    registry: Registry,
+    end: Ending,
+}
+
+impl Record {
+    /// Opens the record of a connection that has just been accepted.
+    #[must_use]
+    pub fn open(registry: &Registry, peer: Peer) -> Self {
+        // What is logged if the task is dropped on the way.
+        let end = Ending {
+            label: "aborted",
+            weight: Weight::Warning,
+            detail: None,
+        };
+        Self {
+            flow: registry.open(peer),
+            registry: registry.clone(),
+            end,
+        }
+    }
+
+    /// The flow that it records.
+    #[must_use]
+    pub fn flow(&self) -> &Flow {
+        &self.flow
+    }
+
+    /// Says how it ended.
+    pub fn close(mut self, end: Ending) {
+        self.end = end;
+    }
+}
+
+/// Milliseconds, with the microseconds behind the point.
+fn ms(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let flow = &self.flow;
+        self.registry.close(flow.id);
+        macro_rules! access {
+            ($level:expr) => {
+                tracing::event!(
+                    target: "access",
+                    $level,
+                    id = flow.id,
+                    client = flow.client.get().map(display),
+                    peer = %flow.peer,
+                    upstream = flow.upstream.get().map(display),
+                    source = flow.source.get().map(display),
+                    engine = flow.progress.engine().map(|engine| engine.label()),
+                    fallback = flow.progress.fallback().map(|reason| reason.label()),
+                    bytes_up = flow.progress.bytes_up(),
+                    bytes_down = flow.progress.bytes_down(),
+                    header_ms = flow.header.get().copied().map(ms),
+                    connect_ms = flow.connect.get().copied().map(ms),
+                    total_ms = ms(flow.accepted.elapsed()),
+                    end = self.end.label,
+                    detail = self.end.detail,
+                )
+            };
+        }
+        match self.end.weight {
+            Weight::Normal => access!(tracing::Level::INFO),
+            Weight::Warning => access!(tracing::Level::WARN),
+            Weight::Trifle => access!(tracing::Level::DEBUG),
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! Steering, seen from userspace: which address a backend sees, from before the SYN until after the
+//! last packet.
+//!
+//! [`Steering::claim`] reserves the client's address and port towards a backend and announces the
+//! socket; the tc programs do the rest when the SYN leaves ([`proxy_common::flow`]). The
+//! [`Identity`] that it returns keeps the entries while the socket lives, and hands them to the
+//! linger list when it is dropped: the kernel may still have a FIN to send, and a TIME-WAIT to
+//! answer in the client's name.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use proxy_common::flow::{SEEN_FIN, SEEN_RST, SEEN_SYN, STEER_IN, Translation, Tuple};
+use proxy_core::address::{Client, Upstream};
+use thiserror::Error;
+
+use crate::bpf::tables::{FlowTable, ReserveError};
+use crate::sys;
+
+/// How long entries stay after the last packet of a flow that both sides have closed: long enough
+/// for a lost last ACK to be asked for again (a retransmission timeout is 200 ms and doubles).
+const LINGER_CLOSED: Duration = Duration::from_secs(2);
+
+/// How long entries stay after the last packet of a flow that is not closed. The kernel gives up on
+/// an orphaned socket in about 100 s (`tcp_orphan_retries`, 8).
+const LINGER_OPEN: Duration = Duration::from_secs(130);
+
+/// How many other ports are tried where the client's own is taken.
+const PORT_ATTEMPTS: usize = 64;
+
+/// Ports given to flows whose client's port is taken; 1024 to 65535.
+const FALLBACK_PORTS: std::ops::RangeInclusive<u16> = 1024..=u16::MAX;
+
+/// Why a flow could not get its client's address.
+#[derive(Debug, Error)]
+pub enum ClaimError {
+    /// Client and backend speak different versions of IP.
+    #[error(
+        "client {client} and upstream {upstream} are of different families, so the backend cannot \
+         see the client's address (--source-mismatch proxy uses the proxy's instead)"
+    )]
+    FamilyMismatch {
+        /// The client.
+        client: Client,
+        /// The backend.
+        upstream: Upstream,
+    },
+    /// No reply to this address could ever come back.
+    #[error("client address {client} cannot be the source of a connection: it is {what}")]
+    ClientAddress {
+        /// The client.
+        client: Client,
+        /// What kind of address it is.
+        what: &'static str,
+    },
+    /// All ports tried are in use by other flows of this client to this backend.
+    #[error(
+        "client {client} has no free port towards {upstream} ({PORT_ATTEMPTS} others were tried)"
+    )]
+    PortsTaken {
+        /// The client.
+        client: Client,
+        /// The backend.
+        upstream: Upstream,
+    },
+    /// The flow table did not take it.
+    #[error(transparent)]
+    Table(#[from] ReserveError),
+    /// The socket's cookie could not be read.
+    #[error("SO_COOKIE: {0}")]
+    Cookie(#[source] std::io::Error),
+}
+
+impl ClaimError {
+    /// The reason's stable name.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::FamilyMismatch { .. } => "family-mismatch",
+            Self::ClientAddress { .. } => "client-address-unusable",
+            Self::PortsTaken { .. } => "client-ports-taken",
+            Self::Table(ReserveError::Full) => "flow-table-full",
+            Self::Table(ReserveError::Taken | ReserveError::Map(_)) => "flow-table-error",
+            Self::Cookie(_) => "socket-error",
+        }
+    }
+}
+
+/// The flow table and those entries whose sockets are closed.
+#[derive(Debug)]
+pub struct Steering {
+    table: FlowTable,
+    lingering: Mutex<HashMap<Tuple, Lingering>>,
+}
+
+/// Entries without an owner; the key beside it is the `STEER_IN` entry's.
+#[derive(Clone, Copy, Debug)]
+struct Lingering {
+    flow: u64,
+    /// The `STEER_OUT` entry, once the SYN has left.
+    out: Option<Tuple>,
+}
+
+impl Steering {
+    /// Takes over the table, with what an earlier daemon has left in it.
+    #[must_use]
+    pub fn new(table: FlowTable) -> Arc<Self> {
+        let lingering = table
+            .entries()
+            .into_iter()
+            .filter(|(_, entry)| entry.action == STEER_IN)
+            .map(|(reply, entry)| {
+                let out = (entry.seen & SEEN_SYN != 0).then(|| entry.rewrite.reversed());
+                (
+                    reply,
+                    Lingering {
+                        flow: entry.flow,
+                        out,
+                    },
+                )
+            })
+            .collect();
+        Arc::new(Self {
+            table,
+            lingering: Mutex::new(lingering),
+        })
+    }
+
+    /// Gives the connection that `socket` is about to make the address of `client`, and its port
+    /// where that is free.
+    pub fn claim(
+        self: &Arc<Self>,
+        socket: &impl std::os::fd::AsFd,
+        client: Client,
+        upstream: Upstream,
+    ) -> Result<Identity, ClaimError> {
+        if client.ip().is_ipv4() != upstream.ip().is_ipv4() {
+            return Err(ClaimError::FamilyMismatch { client, upstream });
+        }
+        if let Some(what) = unusable(client, upstream) {
+            return Err(ClaimError::ClientAddress { client, what });
+        }
+        let flow = sys::socket_cookie(socket).map_err(ClaimError::Cookie)?;
+        let wanted = (client.port() != 0).then_some(client.port());
+        let others = std::iter::repeat_with(|| fastrand::u16(FALLBACK_PORTS)).take(PORT_ATTEMPTS);
+        for port in wanted.into_iter().chain(others) {
+            let source = SocketAddr::new(client.ip(), port);
+            let reply = Tuple::new(upstream.socket_addr(), source);
+            match self.reserve(reply, flow) {
+                Ok(()) => {
+                    return Ok(Identity {
+                        steering: Arc::clone(self),
+                        flow,
+                        reply,
+                        out: None,
+                    });
+                }
+                Err(ReserveError::Taken) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(ClaimError::PortsTaken { client, upstream })
+    }
+
+    fn reserve(&self, reply: Tuple, flow: u64) -> Result<(), ReserveError> {
+        match self.table.reserve(reply, flow) {
+            // A client that comes again from the same port: what lingers of its last connection
+            // has served its turn if both sides had closed it.
+            Err(ReserveError::Taken) if self.evict_closed(&reply) => {
+                self.table.reserve(reply, flow)
+            }
+            result => result,
+        }
+    }
+
+    fn evict_closed(&self, reply: &Tuple) -> bool {
+        let mut lingering = self.lingering();
+        let Some(flow) = lingering.get(reply).copied() else {
+            return false;
+        };
+        let closed = self.state(reply, &flow).is_none_or(|(_, closed)| closed);
+        if closed {
+            lingering.remove(reply);
+            self.forget(reply, &flow);
+        }
+        closed
+    }
+
+    /// Forgets lingering entries whose time has come; `now_ns` is `CLOCK_MONOTONIC`. Returns how
+    /// many remain.
+    pub fn sweep(&self, now_ns: u64) -> usize {
+        let mut lingering = self.lingering();
+        lingering.retain(|reply, flow| {
+            let Some((last_seen_ns, closed)) = self.state(reply, flow) else {
+                self.forget(reply, flow);
+                return false;
+            };
+            let age = Duration::from_nanos(now_ns.saturating_sub(last_seen_ns));
+            let stays = age < if closed { LINGER_CLOSED } else { LINGER_OPEN };
+            if !stays {
+                self.forget(reply, flow);
+            }
+            stays
+        });
+        lingering.len()
+    }
+
+    /// When a lingering flow's last packet passed, in ns of `CLOCK_MONOTONIC`, and whether both
+    /// sides have closed it; `None` where no packet ever passed or the entries are gone.
+    fn state(&self, reply: &Tuple, flow: &Lingering) -> Option<(u64, bool)> {
+        let out = self.entry(&flow.out?, flow.flow)?;
+        let back = self.entry(reply, flow.flow)?;
+        let reset = (out.seen | back.seen) & SEEN_RST != 0;
+        let closed = reset || out.seen & back.seen & SEEN_FIN != 0;
+        Some((out.last_seen_ns.max(back.last_seen_ns), closed))
+    }
+
+    /// The entry of `tuple`, if it is still this flow's. (A new connection from the same local port
+    /// replaces the entry.)
+    fn entry(&self, tuple: &Tuple, flow: u64) -> Option<Translation> {
+        self.table.get(tuple).filter(|entry| entry.flow == flow)
+    }
+
+    fn forget(&self, reply: &Tuple, flow: &Lingering) {
+        for tuple in flow.out.iter().chain([reply]) {
+            if self.entry(tuple, flow.flow).is_some() {
+                self.table.remove(tuple);
+            }
+        }
+    }
+
+    fn lingering(&self) -> MutexGuard<'_, HashMap<Tuple, Lingering>> {
+        self.lingering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A flow's place in the table, for as long as its upstream socket is open.
+#[derive(Debug)]
+pub struct Identity {
+    steering: Arc<Steering>,
+    flow: u64,
+    reply: Tuple,
+    out: Option<Tuple>,
+}
+
+impl Identity {
+    /// The source that the backend sees.
+    #[must_use]
+    pub fn source(&self) -> SocketAddr {
+        self.reply.destination()
+    }
+
+    /// Was the connection that this socket has made, or has tried to make, really steered? If not,
+    /// its packets took a way without our programs and showed the proxy's address.
+    pub fn confirm(&mut self, local: SocketAddr) -> bool {
+        self.steering.table.withdraw(self.flow);
+        let out = Tuple::new(local, self.reply.source());
+        let steered = self.steering.entry(&out, self.flow).is_some();
+        if steered {
+            self.out = Some(out);
+        }
+        steered
+    }
+
+    /// Packets that left in the client's name, and packets that came back.
+    #[must_use]
+    pub fn packets(&self) -> (u64, u64) {
+        let count = |tuple| {
+            self.steering
+                .entry(tuple, self.flow)
+                .map_or(0, |e| e.packets)
+        };
+        (self.out.as_ref().map_or(0, count), count(&self.reply))
+    }
+}
+
+impl Drop for Identity {
+    fn drop(&mut self) {
+        self.steering.table.withdraw(self.flow);
+        let out = self.out.or_else(|| {
+            // Not confirmed: the connection attempt was given up. Its SYN may have left all the
+            // same, and then the program has completed the entry.
+            let entry = self.steering.entry(&self.reply, self.flow)?;
+            (entry.seen & SEEN_SYN != 0).then(|| entry.rewrite.reversed())
+        });
+        let flow = Lingering {
+            flow: self.flow,
+            out,
+        };
+        self.steering.lingering().insert(self.reply, flow);
+    }
+}
+
+/// What makes the client's address unfit as a source towards `upstream`, if anything does.
+fn unusable(client: Client, upstream: Upstream) -> Option<&'static str> {
+    let ip = client.ip();
+    let broadcast = match ip {
+        IpAddr::V4(v4) => v4.is_broadcast(),
+        IpAddr::V6(_) => false,
+    };
+    match () {
+        () if ip.is_unspecified() => Some("the unspecified address"),
+        () if ip.is_loopback() => Some("a loopback address"),
+        () if ip.is_multicast() => Some("a multicast address"),
+        () if broadcast => Some("the broadcast address"),
+        () if ip == upstream.ip() => Some("the upstream's own address"),
+        () => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(text: &str) -> Client {
+        Client::new(text.parse().expect("an address"))
+    }
+
+    #[test]
+    fn addresses_that_no_reply_can_reach_are_unusable() {
+        let upstream = Upstream::new("198.51.100.2:80".parse().expect("an address"));
+        for bad in [
+            "0.0.0.0:1",
+            "127.0.0.1:1",
+            "224.0.0.1:1",
+            "255.255.255.255:1",
+            "198.51.100.2:1",
+            "[::]:1",
+            "[::1]:1",
+            "[ff02::1]:1",
+        ] {
+            assert!(unusable(client(bad), upstream).is_some(), "{bad}");
+        }
+        for good in ["192.0.2.1:1", "10.0.0.1:65535", "[2001:db8::1]:1"] {
+            assert_eq!(unusable(client(good), upstream), None, "{good}");
+        }
+    }
+}

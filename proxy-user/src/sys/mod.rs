@@ -1,0 +1,43 @@
+//! System calls: the only module with `unsafe`, and thin functions with names.
+
+#![expect(
+    unsafe_code,
+    reason = "what no crate wraps is called here, and nowhere else"
+)]
+
+pub mod splice;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use socket2::SockRef;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
+
+/// The socket's cookie (`SO_COOKIE`): unique for this boot, over all network namespaces.
+pub fn socket_cookie(socket: &impl AsFd) -> io::Result<u64> {
+    SockRef::from(socket).cookie()
+}
+
+/// Closes a connection with a RST (`SO_LINGER` 0): what is queued is thrown away.
+pub fn reset(stream: TcpStream) {
+    // If it fails the peer is gone, and a RST has no reader.
+    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+}
+
+/// `CLOCK_MONOTONIC` in ns, the clock of `bpf_ktime_get_ns`.
+///
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
+    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Waits for a descriptor with the runtime that is current.
+pub fn async_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and the same until it is dropped, and the `AsyncFd` owns it.
+    let registered = unsafe { AsyncFd::register(fd) };
+    registered.map_err(|e| e.into_parts().1)
+}

@@ -1,0 +1,306 @@
+//! The third stage: a connection to the backend, in the client's name.
+//!
+//! An identified downstream connection goes in; it comes out connected, with everything that the
+//! backend must have before the splice already sent: the PROXY header, if we send one, together
+//! with the payload at hand, in one write (rule 23).
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proxy_core::address::{Client, Destination, Listener, Upstream};
+use proxy_core::header::{
+    Addresses, Checksum, EncodeError, Endpoints, Subject, encode_v1, encode_v2,
+};
+use thiserror::Error;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use crate::header::Identified;
+use crate::steering::{ClaimError, Identity, Steering};
+
+/// Whose address the backend sees.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// The proxy's own.
+    Proxy,
+    /// The client's.
+    Client {
+        /// Where flows are entered.
+        steering: Arc<Steering>,
+        /// Where client and backend are of different families: the proxy's address, instead of a
+        /// refusal.
+        mismatch_proxy: bool,
+    },
+}
+
+/// The version of the PROXY header that we send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SendProxy {
+    /// The text form.
+    V1,
+    /// The binary form.
+    V2,
+}
+
+/// How backends are connected to.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    /// The backend's addresses, in the resolver's order.
+    pub upstreams: Vec<Upstream>,
+    /// Whose address it sees.
+    pub source: Source,
+    /// The header that it gets.
+    pub send_proxy: Option<SendProxy>,
+    /// How long connecting may take.
+    pub timeout: Duration,
+}
+
+/// The upstream side of a flow.
+#[derive(Debug)]
+pub struct Connected {
+    /// The connection.
+    pub stream: TcpStream,
+    /// Its place in the flow table, where it carries the client's address.
+    pub identity: Option<Identity>,
+    /// The backend.
+    pub upstream: Upstream,
+    /// The source that the backend sees.
+    pub source: SocketAddr,
+    /// Payload that has gone to it, in bytes; not the header.
+    pub sent: u64,
+    /// How long connecting took.
+    pub took: Duration,
+}
+
+/// Why the backend could not be reached.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// The flow could not get its client's address.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// A socket could not be made.
+    #[error("no socket for {0}: {1}")]
+    Socket(Upstream, #[source] io::Error),
+    /// The backend or the network on the way refused.
+    #[error("connecting to {0}: {1}")]
+    Connect(Upstream, #[source] io::Error),
+    /// No answer at all.
+    #[error("connecting to {0}: no answer within {1:?}")]
+    Timeout(Upstream, Duration),
+    /// SYNs left in the client's name, and nothing came back.
+    #[error(
+        "connecting to {upstream} as {source_address}: {syns} SYN(s) left within {timeout:?} and nothing \
+         came back. The backend is down, drops them, or its replies to {source_address} do not come back \
+         this way: its route to the client must lead through this host"
+    )]
+    NoReply {
+        /// The backend.
+        upstream: Upstream,
+        /// The source that it saw.
+        source_address: SocketAddr,
+        /// How many SYNs left.
+        syns: u64,
+        /// How long we waited.
+        timeout: Duration,
+    },
+    /// The SYN took a way without our programs, so the backend would see the proxy.
+    #[error(
+        "connecting to {0}: its packets leave by an interface that limpid is not attached to, or the \
+         host translates them (see --upstream-interface); given up, since the backend would see the \
+         proxy's address"
+    )]
+    NotSteered(Upstream),
+    /// The header cannot be written.
+    #[error("PROXY header to send: {0}")]
+    Header(#[from] EncodeError),
+    /// The header or the first payload could not be sent.
+    #[error("sending the first bytes to {0}: {1}")]
+    Send(Upstream, #[source] io::Error),
+    /// The client's side could not be read.
+    #[error("reading the client's first bytes: {0}")]
+    Downstream(#[source] io::Error),
+}
+
+impl ConnectError {
+    /// The reason's stable name.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Claim(e) => e.label(),
+            Self::Socket(..) => "socket-error",
+            Self::Connect(_, e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                "upstream-refused"
+            }
+            Self::Connect(..) => "upstream-unreachable",
+            Self::Timeout(..) => "upstream-timeout",
+            Self::NoReply { .. } => "upstream-no-reply",
+            Self::NotSteered(_) => "not-steered",
+            Self::Header(_) => "header-too-long",
+            Self::Send(..) => "upstream-send-error",
+            Self::Downstream(_) => "downstream-read-error",
+        }
+    }
+}
+
+impl Connector {
+    /// The address that suits a client: of its family if there is one.
+    ///
+    /// # Panics
+    /// Never: `upstreams` is not empty, as the configuration sees to.
+    fn upstream_for(&self, client: Client) -> Upstream {
+        let same = |u: &&Upstream| u.ip().is_ipv4() == client.ip().is_ipv4();
+        *self
+            .upstreams
+            .iter()
+            .find(same)
+            .unwrap_or(&self.upstreams[0])
+    }
+
+    /// Connects to the backend for `identified`, which listened at `listener`.
+    pub async fn connect(
+        &self,
+        identified: &Identified,
+        listener: Listener,
+    ) -> Result<Connected, ConnectError> {
+        let started = Instant::now();
+        let upstream = self.upstream_for(identified.client);
+        let socket = new_socket(upstream).map_err(|e| ConnectError::Socket(upstream, e))?;
+        let mut identity = self.claim(&socket, identified.client, upstream)?;
+        let connecting = timeout(self.timeout, socket.connect(upstream.socket_addr()));
+        let mut stream = match connecting.await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(e)) => return Err(ConnectError::Connect(upstream, e)),
+            Err(_) => return Err(self.no_answer(upstream, identity.as_ref())),
+        };
+        let local = stream
+            .local_addr()
+            .map_err(|e| ConnectError::Socket(upstream, e))?;
+        if let Some(identity) = &mut identity
+            && !identity.confirm(local)
+        {
+            return Err(ConnectError::NotSteered(upstream));
+        }
+        let source = identity.as_ref().map_or(local, Identity::source);
+        let took = started.elapsed();
+        let sent = self
+            .send_first(&mut stream, identified, listener, upstream)
+            .await?;
+        Ok(Connected {
+            stream,
+            identity,
+            upstream,
+            source,
+            sent,
+            took,
+        })
+    }
+
+    fn claim(
+        &self,
+        socket: &TcpSocket,
+        client: Client,
+        upstream: Upstream,
+    ) -> Result<Option<Identity>, ConnectError> {
+        let Source::Client {
+            steering,
+            mismatch_proxy,
+        } = &self.source
+        else {
+            return Ok(None);
+        };
+        match steering.claim(socket, client, upstream) {
+            Ok(identity) => Ok(Some(identity)),
+            Err(ClaimError::FamilyMismatch { .. }) if *mismatch_proxy => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn no_answer(&self, upstream: Upstream, identity: Option<&Identity>) -> ConnectError {
+        let Some(identity) = identity else {
+            return ConnectError::Timeout(upstream, self.timeout);
+        };
+        match identity.packets() {
+            (0, _) => ConnectError::NotSteered(upstream),
+            (syns, 0) => ConnectError::NoReply {
+                upstream,
+                source_address: identity.source(),
+                syns,
+                timeout: self.timeout,
+            },
+            (_, _) => ConnectError::Timeout(upstream, self.timeout),
+        }
+    }
+
+    /// Sends the header and the payload that is at hand, in one write. Returns the payload's length.
+    async fn send_first(
+        &self,
+        stream: &mut TcpStream,
+        identified: &Identified,
+        listener: Listener,
+        upstream: Upstream,
+    ) -> Result<u64, ConnectError> {
+        let mut first = match self.send_proxy {
+            None => Vec::new(),
+            Some(version) => encode_header(version, identified, listener)?,
+        };
+        let header_len = first.len();
+        first.extend_from_slice(&identified.early);
+        if header_len > 0 && identified.early.is_empty() {
+            append_at_hand(&identified.downstream, &mut first).map_err(ConnectError::Downstream)?;
+        }
+        if !first.is_empty() {
+            stream
+                .write_all(&first)
+                .await
+                .map_err(|e| ConnectError::Send(upstream, e))?;
+        }
+        Ok((first.len() - header_len) as u64)
+    }
+}
+
+/// Reads what the client has already sent, without waiting for it.
+fn append_at_hand(downstream: &TcpStream, first: &mut Vec<u8>) -> io::Result<()> {
+    /// What fits into one segment with the header.
+    const AT_MOST: usize = 1400;
+    first.reserve_exact(AT_MOST);
+    match downstream.try_read_buf(first) {
+        // An end of file is for the splice to find: it is seen again.
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// The header that tells the backend of this connection: its client, and whom the client called.
+fn encode_header(
+    version: SendProxy,
+    identified: &Identified,
+    listener: Listener,
+) -> Result<Vec<u8>, EncodeError> {
+    let received = identified.header.as_ref().map(|header| &header.endpoints);
+    let subject = match received {
+        Some(Endpoints::Tcp(addresses)) => Subject::Client(*addresses),
+        // The sender of the header spoke for itself, and so it is passed on.
+        Some(Endpoints::Absent(_)) | None => Subject::Client(Addresses {
+            client: identified.client,
+            destination: Destination::new(listener.socket_addr()),
+        }),
+    };
+    match version {
+        SendProxy::V1 => encode_v1(subject),
+        SendProxy::V2 => encode_v2(subject, [], Checksum::Omit),
+    }
+}
+
+fn new_socket(upstream: Upstream) -> io::Result<TcpSocket> {
+    let socket = match upstream.socket_addr() {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // What the client sent in one piece has been sent in one piece: nothing is gained by waiting.
+    socket.set_nodelay(true)?;
+    Ok(socket)
+}

@@ -249,13 +249,17 @@ impl Limpid {
         self.process.wait(crate::process::PATIENCE).map(drop)
     }
 
-    /// Every path below its bpffs.
+    /// Every path below its bpffs, less the two that a new bpffs has.
     pub fn pinned(&self) -> Result<Vec<PathBuf>> {
+        const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
         let mut found = Vec::new();
         let mut folders = vec![self.bpffs.clone()];
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
                 let path = entry?.path();
+                if PRELOADED.iter().any(|name| path == self.bpffs.join(name)) {
+                    continue;
+                }
                 if path.is_dir() {
                     folders.push(path.clone());
                 }

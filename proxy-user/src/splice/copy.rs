@@ -19,15 +19,15 @@ pub(super) async fn run(flow: Flow<'_>, early: Bytes) -> End {
     progress.enter(State::Open);
     let mut up = Copy(Pump::new(
         Side::Downstream,
+        Source::Socket,
         progress.up(),
         early,
-        Bulk::Splice,
     ));
     let mut down = Copy(Pump::new(
         Side::Upstream,
+        Source::Socket,
         progress.down(),
         Bytes::new(),
-        Bulk::Splice,
     ));
     let end = supervise(&flow, &mut up, &mut down).await;
     flow.close(end)

@@ -74,15 +74,15 @@ impl<'a> Pump<'a> {
         } else {
             Carry::Bytes(early)
         };
-        let last_activity = Instant::now();
         Self {
+            side,
             source,
             carried,
             carry,
-            bulk,
+            splices: source == Source::Socket,
             full_reads: 0,
             total: 0,
-            last_activity,
+            last_activity: Instant::now(),
         }
     }
 
@@ -145,7 +145,8 @@ impl<'a> Pump<'a> {
         may_send: &mut impl FnMut(&mut Context<'_>, u64) -> Poll<Result<(), Broken>>,
     ) -> Poll<Result<usize, Broken>> {
         SCRATCH.with_borrow_mut(|buffer| {
-            let read = ready!(poll_read(cx, from, self.source, buffer)).map_err(|e| self.source_broke(e))?;
+            let read = ready!(poll_read(cx, from, self.source, buffer))
+                .map_err(|e| self.source_broke(e))?;
             if read == 0 {
                 return Poll::Ready(Ok(0));
             }

@@ -79,7 +79,12 @@ fn enter<'a>(
             let progress = flow.progress;
             let early_len = early.len() as u64;
             let up = Pump::new(Side::Downstream, Source::Passed, progress.up(), early);
-            let down = Pump::new(Side::Upstream, Source::Passed, progress.down(), Bytes::new());
+            let down = Pump::new(
+                Side::Upstream,
+                Source::Passed,
+                progress.down(),
+                Bytes::new(),
+            );
             Ok((
                 Spliced::new(
                     sockmap,

@@ -18,8 +18,8 @@ const MAPPED_PREFIX_LEN: u8 = 96;
 /// One entry of the list: a network in CIDR notation, or a single address.
 ///
 /// Bits beyond the prefix are dropped (`10.1.2.3/8` is `10.0.0.0/8`), and a network of IPv4-mapped
-/// addresses is the IPv4 network that it spells. `0.0.0.0/0` is every IPv4 peer, `::/0` every IPv6
-/// peer.
+/// addresses is the IPv4 network that it spells. `0.0.0.0/0` is how one says "anyone": every peer,
+/// IPv6 included. `::/0` is every IPv6 peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TrustedNet(IpNet);
 
@@ -31,6 +31,13 @@ pub struct TrustedNet(IpNet);
 )]
 pub struct ParseTrustedNetError {
     value: String,
+}
+
+impl TrustedNet {
+    fn contains(&self, ip: IpAddr) -> bool {
+        let anyone = self.0.addr().is_ipv4() && self.0.prefix_len() == 0;
+        anyone || self.0.contains(&ip)
+    }
 }
 
 impl FromStr for TrustedNet {
@@ -76,7 +83,7 @@ pub struct TrustedPeers(Vec<TrustedNet>);
 impl TrustedPeers {
     /// Whether `peer` is on the list.
     pub fn contains(&self, peer: Peer) -> bool {
-        self.0.iter().any(|net| net.0.contains(&peer.ip()))
+        self.0.iter().any(|net| net.contains(peer.ip()))
     }
 
     /// Whether the list trusts nobody.
@@ -113,7 +120,7 @@ mod tests {
             (&["2001:db8::/32", "192.0.2.0/24"], "192.0.2.200", true),
             (&["2001:db8::/32", "192.0.2.0/24"], "2001:db9::1", false),
             (&["0.0.0.0/0"], "203.0.113.9", true),
-            (&["0.0.0.0/0"], "2001:db8::1", false),
+            (&["0.0.0.0/0"], "2001:db8::1", true),
             (&["::/0"], "2001:db8::1", true),
             (&["::/0"], "203.0.113.9", false),
             (&[], "127.0.0.1", false),

@@ -26,7 +26,7 @@ use crate::flow::{self, Service};
 use crate::header::AcceptProxy;
 use crate::interfaces::{Interfaces, InterfacesError};
 use crate::listener::{self, ListenError};
-use crate::netlink::{self, Netlink, NetlinkError, Route};
+use crate::netlink::{self, Changes, Netlink, NetlinkError, Route};
 use crate::registry::Registry;
 use crate::resolve::{ResolveError, resolve};
 use crate::splice::{Choice, Engines, EnginesError, Limits};
@@ -49,7 +49,7 @@ pub enum RunError {
     /// Trust is missing.
     #[error(
         "--accept-proxy needs --trust CIDR: the networks whose hosts may say who the client is \
-         (--trust 0.0.0.0/0 for anyone by IPv4)"
+         (--trust 0.0.0.0/0 for anyone)"
     )]
     NoTrust,
     /// The largest header is out of range.
@@ -219,6 +219,7 @@ struct Kernel {
     bpf: Result<Bpf, String>,
     interfaces: Option<Interfaces>,
     steering: Option<Arc<Steering>>,
+    changes: Changes,
     _lock: Option<pins::Lock>,
 }
 
@@ -229,58 +230,41 @@ impl Kernel {
         upstreams: &[Upstream],
         netlink: &Netlink,
     ) -> Result<Self, RunError> {
-        let without = |reason| Self {
-            bpf: Err(reason),
+        let with = |bpf, lock| Self {
+            bpf,
             interfaces: None,
             steering: None,
-            _lock: None,
+            changes: futures_util::stream::pending().boxed(),
+            _lock: lock,
         };
         if !steer && args.splice == Choice::Copy {
-            return Ok(without("not needed".to_owned()));
+            return Ok(with(Err("not needed".to_owned()), None));
         }
-        let pins = Pins::new(&args.bpffs.bpffs, &args.instance.instance);
-        let loaded = pins
-            .create()
-            .and_then(|()| pins.lock())
-            .map_err(RunError::from);
-        let loaded = loaded.and_then(|lock| Ok((Self::load(args, pins.clone())?, lock)));
-        let (bpf, lock) = match loaded {
-            Ok(loaded) => loaded,
+        let mut kernel = match Self::load(args) {
+            Ok((bpf, lock)) => with(Ok(bpf), Some(lock)),
             // Without BPF one can still copy.
-            Err(e) if !steer && args.splice == Choice::Auto => {
-                return Ok(without(e.to_string()));
-            }
+            Err(e) if !steer && args.splice == Choice::Auto => with(Err(e.to_string()), None),
             Err(e) => return Err(e),
         };
-        let mut kernel = Self {
-            bpf: Ok(bpf),
-            interfaces: None,
-            steering: None,
-            _lock: Some(lock),
-        };
-        if steer {
-            match kernel.steer(args, upstreams, netlink).await {
-                Ok(()) => {}
-                Err(e) => {
-                    kernel.tear_down(netlink).await?;
-                    return Err(e);
-                }
-            }
+        if steer && let Err(e) = kernel.steer(args, upstreams, netlink).await {
+            kernel.tear_down(netlink).await?;
+            return Err(e);
         }
         Ok(kernel)
     }
 
-    fn load(args: &RunArgs, pins: Pins) -> Result<Bpf, RunError> {
+    fn load(args: &RunArgs) -> Result<(Bpf, pins::Lock), RunError> {
+        let pins = Pins::new(&args.bpffs.bpffs, &args.instance.instance);
+        pins.create()?;
+        let lock = pins.lock()?;
         let log_level = tracing::level_filters::LevelFilter::current();
-        let mut bpf = Bpf::load(
-            pins,
-            &bpf::Options {
-                max_flows: args.max_flows,
-                log_level,
-            },
-        )?;
+        let options = bpf::Options {
+            max_flows: args.max_flows,
+            log_level,
+        };
+        let mut bpf = Bpf::load(pins, &options)?;
         bpf.forward_log();
-        Ok(bpf)
+        Ok((bpf, lock))
     }
 
     async fn steer(
@@ -300,6 +284,10 @@ impl Kernel {
         interfaces.attach(bpf, netlink).await?;
         self.interfaces = Some(interfaces);
         self.steering = Some(Steering::new(bpf.flow_table()?));
+        match netlink::changes() {
+            Ok(changes) => self.changes = changes,
+            Err(e) => tracing::warn!("link and route changes are not followed: {e}"),
+        }
         Ok(())
     }
 
@@ -324,13 +312,6 @@ impl Kernel {
     async fn tend(&mut self, netlink: &Netlink) {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut changes = match netlink::changes() {
-            Ok(changes) => changes.boxed(),
-            Err(e) => {
-                tracing::warn!("link and route changes are not followed: {e}");
-                futures_util::stream::pending().boxed()
-            }
-        };
         loop {
             tokio::select! {
                 _ = sweep.tick() => {
@@ -338,9 +319,9 @@ impl Kernel {
                         steering.sweep(sys::monotonic_ns());
                     }
                 }
-                Some(()) = changes.next() => {
+                Some(()) = self.changes.next() => {
                     // The rest of the burst.
-                    while let Ok(Some(())) = timeout(SETTLE, changes.next()).await {}
+                    while let Ok(Some(())) = timeout(SETTLE, self.changes.next()).await {}
                     if let (Some(interfaces), Ok(bpf)) = (&mut self.interfaces, &mut self.bpf)
                         && let Err(e) = interfaces.attach(bpf, netlink).await
                     {

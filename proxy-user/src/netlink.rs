@@ -6,7 +6,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
@@ -210,8 +211,11 @@ impl Netlink {
     }
 }
 
+/// Yields whenever links or routes have changed.
+pub type Changes = BoxStream<'static, ()>;
+
 /// A stream that yields whenever links or routes have changed.
-pub fn changes() -> Result<impl Stream<Item = ()>, NetlinkError> {
+pub fn changes() -> Result<Changes, NetlinkError> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Ipv4Route,
@@ -220,7 +224,7 @@ pub fn changes() -> Result<impl Stream<Item = ()>, NetlinkError> {
     let (connection, _, messages) =
         rtnetlink::new_multicast_connection(&groups).map_err(NetlinkError::Open)?;
     tokio::spawn(connection);
-    Ok(messages.map(|_| ()))
+    Ok(messages.map(|_| ()).boxed())
 }
 
 fn unreachable(code: i32) -> bool {

@@ -121,10 +121,9 @@ pub struct Bpf {
 }
 
 impl Bpf {
-    /// Creates the maps, or adopts those that an earlier daemon of this instance has pinned. No
+    /// Creates the maps in a folder that the caller has made and locked, or adopts those that an earlier daemon of this instance has pinned. No
     /// program is loaded yet.
     pub fn load(pins: Pins, options: &Options) -> Result<Self, LoadError> {
-        pins.create()?;
         if let Some(found) = pinned_layout(&pins.map("meta"))?
             && found != LAYOUT_VERSION
         {

@@ -75,6 +75,11 @@ impl Globals {
         Self { offsets, value }
     }
 
+    /// Are the kernel's structures known?
+    pub fn known(&self) -> Result<(), &BtfError> {
+        self.offsets.as_ref().map(|_| ())
+    }
+
     /// Sets them in the object that `loader` will load.
     pub fn apply<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
         loader.override_global("KERNEL_OFFSETS", &self.value, true);

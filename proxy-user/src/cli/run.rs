@@ -57,8 +57,8 @@ pub struct RunArgs {
     #[arg(long)]
     pub accept_proxy: bool,
 
-    /// Network whose hosts may send a PROXY header; repeat for more. `0.0.0.0/0` means anyone by IPv4,
-    /// `::/0` anyone by IPv6: whoever is trusted can claim to be any client.
+    /// Network whose hosts may send a PROXY header; repeat for more. Whoever is trusted can claim to be
+    /// any client. `0.0.0.0/0` means anyone, by IPv6 too.
     #[arg(long, value_name = "CIDR", requires = "accept_proxy")]
     pub trust: Vec<TrustedNet>,
 

@@ -83,6 +83,19 @@ pub struct Lab {
 }
 
 impl Lab {
+    /// One for a program that is no suite of tests. To be called before any thread is made.
+    pub fn alone() -> Result<Self> {
+        isolate()?;
+        Self::new()
+    }
+
+    fn new() -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("limpid-test-").tempdir()?;
+        Ok(Self {
+            directory: Arc::new(directory),
+        })
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         self.directory.path()
@@ -174,10 +187,7 @@ where
     if let Some(reason) = needs.iter().find_map(|need| need.lacking()) {
         return Ok(Completion::ignored_with(reason));
     }
-    let directory = tempfile::Builder::new().prefix("limpid-test-").tempdir()?;
-    let lab = Lab {
-        directory: Arc::new(directory),
-    };
+    let lab = Lab::new()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

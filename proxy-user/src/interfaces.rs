@@ -6,7 +6,7 @@ use proxy_core::address::Upstream;
 use thiserror::Error;
 
 use crate::bpf::Bpf;
-use crate::bpf::attach::{AttachError, AttachMode};
+use crate::bpf::attach::{AttachError, AttachMode, Place};
 use crate::netlink::{Interface, Netlink, NetlinkError, Route};
 
 /// Why an interface could not be found or attached to.
@@ -32,7 +32,7 @@ pub struct Interfaces {
     named: Option<String>,
     upstreams: Vec<Upstream>,
     mode: AttachMode,
-    attached: BTreeMap<u32, Interface>,
+    attached: BTreeMap<u32, (Interface, Place)>,
 }
 
 impl Interfaces {
@@ -54,22 +54,42 @@ impl Interfaces {
         netlink: &Netlink,
     ) -> Result<(), InterfacesError> {
         let wanted = self.wanted(netlink).await?;
-        self.attached.retain(|index, interface| {
-            // An index may come back with another interface behind it.
-            wanted.iter().all(|w| w.index != *index || w == interface)
-        });
-        for interface in wanted {
+        // An index may come back with another interface behind it.
+        self.attached
+            .retain(|_, attached| wanted.contains(attached));
+        for (interface, place) in wanted {
             if self.attached.contains_key(&interface.index) {
                 continue;
             }
-            let mode = bpf.attach_steering(&interface, self.mode)?;
-            tracing::info!(interface = %interface, by = ?mode, "steering attached");
-            self.attached.insert(interface.index, interface);
+            let mode = bpf.attach_steering(&interface, place, self.mode)?;
+            tracing::info!(interface = %interface, ?place, by = ?mode, "steering attached");
+            self.attached.insert(interface.index, (interface, place));
         }
         Ok(())
     }
 
-    async fn wanted(&self, netlink: &Netlink) -> Result<Vec<Interface>, InterfacesError> {
+    /// The upstream interfaces, and the ports of those that are bridges.
+    async fn wanted(&self, netlink: &Netlink) -> Result<Vec<(Interface, Place)>, InterfacesError> {
+        let mut wanted = Vec::new();
+        for upstream in self.upstream_interfaces(netlink).await? {
+            if upstream.bridge {
+                let ports = netlink.ports(&upstream).await;
+                let unknown = |source| InterfacesError::Unknown {
+                    upstream: upstream.name.clone(),
+                    source,
+                };
+                let ports = ports.map_err(unknown)?;
+                wanted.extend(ports.into_iter().map(|port| (port, Place::BridgePort)));
+            }
+            wanted.push((upstream, Place::Upstream));
+        }
+        Ok(wanted)
+    }
+
+    async fn upstream_interfaces(
+        &self,
+        netlink: &Netlink,
+    ) -> Result<Vec<Interface>, InterfacesError> {
         if let Some(name) = &self.named {
             let found = netlink.interface(name).await;
             let unknown = |source| InterfacesError::Unknown {

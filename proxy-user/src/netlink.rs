@@ -9,7 +9,9 @@ use std::net::IpAddr;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
+};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::{Handle, MulticastGroup};
@@ -33,6 +35,8 @@ pub struct Interface {
     pub name: String,
     /// What its packets begin with.
     pub header: LinkHeader,
+    /// Is it a bridge?
+    pub bridge: bool,
 }
 
 impl fmt::Display for Interface {
@@ -158,6 +162,30 @@ impl Netlink {
         }
     }
 
+    /// The ports of a bridge (`ip link show master …`).
+    pub async fn ports(&self, bridge: &Interface) -> Result<Vec<Interface>, NetlinkError> {
+        let mut ports = Vec::new();
+        let mut links = std::pin::pin!(self.handle.link().get().execute());
+        let request = || format!("link show master {bridge}");
+        while let Some(message) =
+            links
+                .try_next()
+                .await
+                .map_err(|source| NetlinkError::Request {
+                    request: request(),
+                    source,
+                })?
+        {
+            if message
+                .attributes
+                .contains(&LinkAttribute::Controller(bridge.index))
+            {
+                ports.push(interface_of(&message)?);
+            }
+        }
+        Ok(ports)
+    }
+
     async fn link(
         &self,
         get: rtnetlink::LinkGetRequest,
@@ -257,9 +285,14 @@ fn interface_of(message: &LinkMessage) -> Result<Interface, NetlinkError> {
             });
         }
     };
+    let bridge = message.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(info) => info.contains(&LinkInfo::Kind(InfoKind::Bridge)),
+        _ => false,
+    });
     Ok(Interface {
         index: message.header.index,
         name,
         header,
+        bridge,
     })
 }

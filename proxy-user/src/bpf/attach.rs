@@ -65,6 +65,25 @@ pub enum AttachError {
     Namespace(#[source] io::Error),
 }
 
+/// What an interface is to steering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Packets to the backends leave by it.
+    Upstream,
+    /// It is a port of such an interface.
+    BridgePort,
+}
+
+impl Place {
+    // Replies first: no SYN may leave before its reply can be brought back.
+    fn directions(self) -> &'static [Direction] {
+        match self {
+            Self::Upstream => &[Direction::Ingress, Direction::Egress],
+            Self::BridgePort => &[Direction::Ingress],
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Direction {
     Ingress,
@@ -72,8 +91,6 @@ enum Direction {
 }
 
 impl Direction {
-    const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
-
     fn label(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
@@ -116,9 +133,14 @@ impl Direction {
 impl Bpf {
     /// Puts the steering programs on `interface`, or replaces those of an earlier daemon there.
     /// Says which way was taken.
+    ///
+    /// A bridge's port gets the ingress program only: where `br_netfilter` is on, netfilter sees a
+    /// reply there first, before the bridge itself does (br_nf_pre_routing), and what it makes of the
+    /// packet then holds for good (ip_sabotage_in).
     pub fn attach_steering(
         &mut self,
         interface: &Interface,
+        place: Place,
         mode: AttachMode,
     ) -> Result<AttachMode, AttachError> {
         let mode = match mode {
@@ -126,8 +148,7 @@ impl Bpf {
             AttachMode::Auto => AttachMode::Clsact,
             named => named,
         };
-        // Replies first: no SYN may leave before its reply can be brought back.
-        for direction in Direction::BOTH {
+        for &direction in place.directions() {
             match mode {
                 AttachMode::Auto | AttachMode::Tcx => self.attach_tcx(interface, direction)?,
                 AttachMode::Clsact => self.attach_clsact(interface, direction)?,

@@ -13,7 +13,8 @@ pub struct HostState(Vec<(String, String)>);
 
 /// What is there while limpid runs too: all but its own filters.
 const CONFIGURATION: &[&str] = &[
-    "nft list ruleset",
+    // Stateless: counters count, whatever we do.
+    "nft --stateless list ruleset",
     "ip -4 rule show",
     "ip -6 rule show",
     "ip -4 route show table all",
@@ -40,7 +41,7 @@ impl HostState {
         let mut taken = Vec::new();
         for command in commands {
             let printed = host.sh(command)?;
-            // Timers and counters are not set-up.
+            // Timers are not set-up.
             let lines: Vec<&str> = printed
                 .lines()
                 .filter(|line| !line.contains("expires"))

@@ -185,12 +185,17 @@ async fn haproxy_to_nginx(lab: Lab, send: &str, family: Family, engine: Engine) 
     let _edge = Haproxy::start(&net.edge, lab.path(), (edge, ""), (listen, send))?;
     let mut client = net.client.connect(edge).await?;
     let from = client.local_addr()?;
-    client.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
-    let mut answer = String::new();
-    client.read_to_string(&mut answer).await?;
-    ensure!(answer.contains("200 OK"), "{answer}");
+    // Kept alive, so that the connection outlives the first answer.
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: example\r\n\r\n")
+        .await?;
+    let mut answer = [0; 15];
+    client.read_exact(&mut answer).await?;
+    ensure!(&answer == b"HTTP/1.1 200 OK", "{answer:?}");
     let requests = nginx.wait_for_requests(1).await?;
     ensure!(requests[0].remote == from, "{requests:?}, not {from}");
+    limpid.wait_for_engine(&net.proxy, engine).await?;
+    drop(client);
     let records = limpid.wait_for_access_lines(1).await?;
     ensure!(records[0].get("client")? == from.to_string(), "{records:?}");
     ensure!(records[0].get("engine")? == engine.name(), "{records:?}");

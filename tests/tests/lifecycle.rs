@@ -133,6 +133,7 @@ async fn reset(lab: Lab, side: Side, stage: Stage, family: Family, engine: Engin
     }
     client.write_all(&header).await?;
     let (server, _) = scene.accept().await?;
+    scene.wait_for_engine(engine).await?;
     let (mut resetting, mut other) = match side {
         Side::Client => (client, server),
         Side::Backend => (server, client),
@@ -170,6 +171,7 @@ async fn reset(lab: Lab, side: Side, stage: Stage, family: Family, engine: Engin
 async fn half_close(lab: Lab, from_client: bool, family: Family, engine: Engine) -> Result<()> {
     let scene = Scene::start(&lab, family, engine).await?;
     let Pair { client, server, .. } = scene.open().await?;
+    scene.wait_for_engine(engine).await?;
     let (mut first, mut second) = if from_client {
         (client, server)
     } else {
@@ -260,6 +262,7 @@ async fn half_close_timeout(lab: Lab, family: Family, engine: Engine) -> Result<
     })
     .await?;
     let mut pair = scene.open().await?;
+    scene.wait_for_engine(engine).await?;
     pair.client.shutdown().await?;
     transfer::expect_end(&mut pair.server).await?;
     timeout(scaled(PROMPT), async {

@@ -188,7 +188,7 @@ async fn churn(lab: Lab, family: Family, engine: Engine) -> Result<()> {
             flow??;
         }
     }
-    scene.records_of(rounds * BATCH, engine).await?;
+    scene.records_of_short_flows(rounds * BATCH, engine).await?;
     scene
         .limpid
         .wait_for_flows(&scene.net.proxy, 0)

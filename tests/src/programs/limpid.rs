@@ -196,6 +196,16 @@ impl Limpid {
         self.flows(host)
     }
 
+    /// Waits until every open flow is in the hands of `engine`: before that, a flow whose one side
+    /// ends is left to `copy`.
+    pub async fn wait_for_engine(&self, host: &Host, engine: Engine) -> Result<()> {
+        eventually(&format!("all flows are carried by {engine}"), || {
+            let flows = self.flows(host)?;
+            Ok(!flows.is_empty() && flows.iter().all(|flow| flow["engine"] == engine.name()))
+        })
+        .await
+    }
+
     /// Runs `limpid cleanup`, which must succeed.
     pub fn cleanup(&self, host: &Host) -> Result<String> {
         let mut args = vec!["cleanup".to_owned()];

@@ -133,13 +133,13 @@ impl Splice {
         } else {
             LEAST_COST
         };
-        let held = self.cost_before + self.cost + cost as u64;
+        let held = self.cost_before + self.cost + u64::from(cost);
         if self.passed == consumed && held <= REDIRECT_LIMIT {
-            self.cost += cost as u64;
-            self.redirected += len as u64;
+            self.cost += u64::from(cost);
+            self.redirected += u64::from(len);
             true
         } else {
-            self.passed += len as u64;
+            self.passed += u64::from(len);
             false
         }
     }

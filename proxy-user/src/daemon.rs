@@ -134,7 +134,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         listen = %args.listen,
         upstream = %args.upstream,
         source = if steer { "client" } else { "proxy" },
-        splice = ?args.splice,
+        splice = %args.splice,
         instance = %args.instance.instance,
         "ready"
     );

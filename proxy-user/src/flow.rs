@@ -96,7 +96,7 @@ async fn open(
         }
         Err(e) => {
             // What befell the upstream side befalls the client: its connection has failed too.
-            sys::reset(identified.downstream);
+            sys::reset_on_close(&identified.downstream);
             Err(connect_ending(&e))
         }
     }

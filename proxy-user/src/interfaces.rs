@@ -62,7 +62,7 @@ impl Interfaces {
                 continue;
             }
             let mode = bpf.attach_steering(&interface, place, self.mode)?;
-            tracing::info!(interface = %interface, ?place, by = ?mode, "steering attached");
+            tracing::info!(interface = %interface, %place, by = %mode, "steering attached");
             self.attached.insert(interface.index, (interface, place));
         }
         Ok(())

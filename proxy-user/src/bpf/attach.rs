@@ -7,6 +7,7 @@
 //! Among several programs on an interface ours is the first at ingress and the last at egress: the
 //! others, like netfilter, see the proxy's own connections.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -33,6 +34,16 @@ pub enum AttachMode {
     Tcx,
     /// Filters of a clsact qdisc.
     Clsact,
+}
+
+impl fmt::Display for AttachMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
 }
 
 /// Why steering could not be attached.
@@ -72,6 +83,15 @@ pub enum Place {
     Upstream,
     /// It is a port of such an interface.
     BridgePort,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Upstream => "upstream",
+            Self::BridgePort => "bridge port",
+        })
+    }
 }
 
 impl Place {
@@ -135,8 +155,8 @@ impl Bpf {
     /// Says which way was taken.
     ///
     /// A bridge's port gets the ingress program only: where `br_netfilter` is on, netfilter sees a
-    /// reply there first, before the bridge itself does (br_nf_pre_routing), and what it makes of the
-    /// packet then holds for good (ip_sabotage_in).
+    /// reply there first, before the bridge itself does (`br_nf_pre_routing`), and what it makes of the
+    /// packet then holds for good (`ip_sabotage_in`).
     pub fn attach_steering(
         &mut self,
         interface: &Interface,

@@ -71,7 +71,7 @@ pub fn probe() -> Report {
             Globals::from_kernel()
                 .known()
                 .map(|()| "yes".to_owned())
-                .map_err(|e| e.to_string()),
+                .map_err(ToString::to_string),
         ),
     ];
     Report {

@@ -84,7 +84,7 @@ pub struct RunArgs {
     pub upstream_interface: Option<String>,
 
     /// Interface towards the clients [default: any]. Connections that arrive elsewhere are not
-    /// accepted (SO_BINDTODEVICE).
+    /// accepted (`SO_BINDTODEVICE`).
     #[arg(long, value_name = "NAME")]
     pub downstream_interface: Option<String>,
 

@@ -1,5 +1,6 @@
 //! Which engine a flow gets, and why not a better one.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -38,6 +39,16 @@ pub enum Choice {
     Sockmap,
     /// `copy`.
     Copy,
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Sockmap => "sockmap",
+            Self::Copy => "copy",
+        })
+    }
 }
 
 /// Why a flow is copied where a better engine was allowed.

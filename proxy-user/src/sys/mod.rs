@@ -21,10 +21,11 @@ pub fn socket_cookie(socket: &impl AsFd) -> io::Result<u64> {
     SockRef::from(socket).cookie()
 }
 
-/// Closes a connection with a RST (`SO_LINGER` 0): what is queued is thrown away.
-pub fn reset(stream: TcpStream) {
+/// Makes closing a connection send a RST (`SO_LINGER` 0; RFC 9293, 3.10.4, "ABORT"): what is queued is
+/// thrown away.
+pub fn reset_on_close(stream: &TcpStream) {
     // If it fails the peer is gone, and a RST has no reader.
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// `CLOCK_MONOTONIC` in ns, the clock of `bpf_ktime_get_ns`.

@@ -182,14 +182,7 @@ impl Scene {
         let lines = self.records(count).await?;
         let mut by_engine = 0;
         for line in &lines {
-            if line.get("engine")? == engine.name() {
-                by_engine += 1;
-            } else {
-                ensure!(
-                    line.get("fallback")? == "half-closed",
-                    "not by {engine}: {line:?}"
-                );
-            }
+            by_engine += usize::from(line.carried_by(engine)?);
         }
         ensure!(by_engine > 0, "none of {count} flows by {engine}");
         Ok(())

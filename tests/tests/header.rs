@@ -88,6 +88,7 @@ async fn payload_in_its_segment(
     let header = version.header(scene.new_client(), scene.address());
     let mut pair = scene.open_with(&[&header, PAYLOAD].concat()).await?;
     transfer::expect_bytes(&mut pair.server, PAYLOAD).await?;
+    scene.wait_for_engine(engine).await?;
     let (up, down) = (Flow::new(50_000, 1), Flow::new(50_000, 2));
     transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
     let record = scene

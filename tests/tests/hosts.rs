@@ -135,6 +135,7 @@ async fn works_and_changes_nothing(
         let mut pair = scene.open_as(version, client).await?;
         ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
         ensure_unchanged(&before, &HostState::configuration(&scene.net.proxy)?)?;
+        scene.wait_for_engine(engine).await?;
         let (up, down) = (Flow::new(500_000, 1), Flow::new(500_000, 2));
         transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
     }

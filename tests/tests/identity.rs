@@ -81,6 +81,7 @@ async fn named_client(lab: Lab, version: Version, family: Family, engine: Engine
     let client = scene.new_client();
     let mut pair = scene.open_as(version, client).await?;
     ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
+    scene.wait_for_engine(engine).await?;
     let (up, down) = (Flow::new(10_000, 1), Flow::new(20_000, 2));
     transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
     let record = scene
@@ -166,6 +167,7 @@ async fn check(scene: &Scene, engine: Engine) -> Result<()> {
     let client = scene.new_client();
     let mut pair = scene.open_as(Version::V2, client).await?;
     ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
+    scene.wait_for_engine(engine).await?;
     let (up, down) = (Flow::new(2_000_000, 1), Flow::new(1_000_000, 2));
     transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
     scene.records_of(1, engine).await.map(drop)

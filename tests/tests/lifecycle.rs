@@ -226,6 +226,7 @@ async fn idle_timeout(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     })
     .await?;
     let mut pair = scene.open().await?;
+    scene.wait_for_engine(engine).await?;
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(4) {
         pair.server.write_all(b"x").await?;
@@ -296,6 +297,7 @@ async fn sigterm_drains(lab: Lab, family: Family, engine: Engine) -> Result<()> 
     })
     .await?;
     let mut pair = scene.open().await?;
+    scene.wait_for_engine(engine).await?;
     scene
         .limpid
         .process()
@@ -332,6 +334,7 @@ async fn drain_deadline(lab: Lab, family: Family, engine: Engine) -> Result<()> 
     })
     .await?;
     let mut pair = scene.open().await?;
+    scene.wait_for_engine(engine).await?;
     let begun = Instant::now();
     let status = scene.limpid.terminate(scaled(PROMPT))?;
     ensure!(status.success(), "{status}");

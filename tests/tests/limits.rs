@@ -63,12 +63,8 @@ async fn thousand_flows(lab: Lab, family: Family, engine: Engine) -> Result<()> 
         ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
         pairs.push(pair);
     }
-    let flows = scene.limpid.wait_for_flows(&scene.net.proxy, count).await?;
-    ensure!(
-        flows.iter().all(|flow| flow["engine"] == engine.name()),
-        "{:?}",
-        flows.first()
-    );
+    scene.limpid.wait_for_flows(&scene.net.proxy, count).await?;
+    scene.wait_for_engine(engine).await?;
     let idle = Memory::measure(&scene.net.proxy, scene.limpid.pid())?;
     let each = idle.daemon.saturating_sub(before.daemon) / count as u64;
     ensure!(
@@ -117,6 +113,7 @@ async fn stalled_reader(lab: Lab, upward: bool, family: Family, engine: Engine) 
             (server, client)
         });
     }
+    scene.wait_for_engine(engine).await?;
     let flow = Flow::new(shrunk(512 << 20), 7);
     let held = stall(&scene.net.proxy, scene.limpid.pid(), ends, flow).await?;
     println!(

@@ -300,6 +300,20 @@ impl AccessLine {
         }
     }
 
+    /// Whether `engine` carried the flow; false where the flow was half closed before any engine had
+    /// it, and so was copied. Anything else is an error.
+    pub fn carried_by(&self, engine: Engine) -> Result<bool> {
+        if self.get("engine")? == engine.name() {
+            return Ok(true);
+        }
+        ensure!(
+            self.get("fallback")? == "half-closed",
+            "not by {engine}: {}",
+            self.0
+        );
+        Ok(false)
+    }
+
     /// A field that is a number.
     pub fn number(&self, field: &str) -> Result<f64> {
         let text = self.get(field)?;

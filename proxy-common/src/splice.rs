@@ -94,7 +94,7 @@ impl Splice {
     ///
     /// TCP queues a segment that begins before and ends after what it has (RFC 9293, 3.10.7.4: "trim
     /// off any portions that lie outside the window" is left to the reader), and a read can have
-    /// stopped inside an skb. The programs are shown the whole skb in both cases.
+    /// stopped inside an skb. The program is shown the whole skb in both cases.
     #[inline(always)]
     #[must_use]
     pub const fn taken(next: u32, sequence: u32, len: u32) -> u32 {

@@ -12,7 +12,7 @@
 #![no_std]
 #![no_main]
 
-use aya_ebpf::macros::{classifier, stream_parser, stream_verdict};
+use aya_ebpf::macros::{classifier, stream_verdict};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use proxy_common::packet::ETHERNET;
 
@@ -43,12 +43,6 @@ pub fn steer_egress_l3(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn steer_ingress_l3(ctx: TcContext) -> i32 {
     steering::ingress(&ctx, 0)
-}
-
-/// Parser of the sockhash of sources: each chunk is a message of its own.
-#[stream_parser]
-pub fn splice_parser(ctx: SkBuffContext) -> u32 {
-    splice::parser(&ctx)
 }
 
 /// Verdict of the sockhash of sources: to the peer's socket, or to userspace.

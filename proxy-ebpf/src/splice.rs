@@ -1,7 +1,11 @@
 //! The engine `sockmap`: what arrives on a source goes to its target's send queue, or to userspace.
 //!
-//! Glue only: the decisions are [`Splice::taken`] and [`Splice::admit`]. Both programs run for each
-//! skb of a source, parser first, one skb of a source at a time (under its socket lock).
+//! Glue only: the decisions are [`Splice::taken`] and [`Splice::admit`]. The program runs for each skb
+//! of a source, one at a time (under its socket lock).
+//!
+//! There is no stream parser. With one, kernels from 6.14 on set the socket's read position back by
+//! what the last batch passed, not by all that userspace has not read yet; once userspace reads it,
+//! the position is beyond what was received, and TCP tells nobody of further data.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
@@ -23,21 +27,12 @@ static KERNEL_OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     skb_truesize: 0,
 });
 
-/// Length of the message that starts in this skb: all of it that was not taken before.
-///
-/// The stream parser knows how far the skb was read and adds that to where the message starts; it
-/// takes our answer as the length from there. The whole length of an skb with an overlap would make
-/// it wait for bytes that never come, and send some twice.
-#[inline(always)]
-pub fn parser(ctx: &SkBuffContext) -> u32 {
-    let len = ctx.len();
-    match splice_of(ctx) {
-        Some(splice) => len - taken(ctx, splice, len),
-        None => len,
-    }
-}
+/// Most bytes that `bpf_skb_adjust_room` takes away at once.
+const STEP: u32 = 4095;
+/// `BPF_ADJ_ROOM_NET`; the only mode that it knows for sk_skb.
+const BPF_ADJ_ROOM_NET: u32 = 0;
 
-/// Redirects the message if it may be, hands it to userspace if not.
+/// Redirects an skb if it may be, hands it to userspace if not.
 #[inline(always)]
 pub fn verdict(ctx: &SkBuffContext) -> u32 {
     let whole = ctx.len();
@@ -46,10 +41,14 @@ pub fn verdict(ctx: &SkBuffContext) -> u32 {
         return SK_DROP;
     }
     let Some(splice) = splice_of(ctx) else { return SK_PASS };
+    let sequence = sequence(ctx);
     let taken = taken(ctx, splice, whole);
+    if taken > 0 && !trim(ctx, taken) {
+        return SK_DROP;
+    }
     let len = whole - taken;
     splice.trimmed += taken as u64;
-    splice.next_sequence = sequence(ctx).wrapping_add(whole);
+    splice.next_sequence = sequence.wrapping_add(whole);
     splice.sequence_known = 1;
     // SAFETY: no arguments.
     splice.last_seen_ns = unsafe { bpf_ktime_get_ns() };
@@ -71,6 +70,24 @@ pub fn verdict(ctx: &SkBuffContext) -> u32 {
     } else {
         SK_PASS
     }
+}
+
+/// Removes the first bytes of an skb.
+#[inline(always)]
+fn trim(ctx: &SkBuffContext, bytes: u32) -> bool {
+    // The helper takes less than 4096 at a time, and an skb holds less than 20 times that.
+    let mut left = bytes;
+    for _ in 0..20 {
+        if left == 0 {
+            break;
+        }
+        let step = if left > STEP { STEP } else { left };
+        if ctx.skb.adjust_room(-(step as i32), BPF_ADJ_ROOM_NET, 0).is_err() {
+            return false;
+        }
+        left -= step;
+    }
+    left == 0
 }
 
 /// The entry of the skb's socket.

@@ -113,24 +113,20 @@ impl fmt::Debug for Sockmap {
 }
 
 impl Sockmap {
-    /// Loads and attaches the programs. `ebpf` must outlive what is returned, and have been loaded
+    /// Loads and attaches the program. `ebpf` must outlive what is returned, and have been loaded
     /// with `globals`.
     pub fn load(ebpf: &mut Ebpf, globals: Globals) -> Result<Self, SockmapError> {
         globals.offsets.map_err(SockmapError::Btf)?;
         let sources: SockHash<_, u64> = take(ebpf, "SOURCES")?;
-        for program in ["splice_parser", "splice_verdict"] {
-            let failed = |source| SockmapError::Program {
-                program,
-                source: Box::new(source),
-            };
-            let skb: &mut SkSkb = ebpf
-                .program_mut(program)
-                .ok_or(SockmapError::Missing(program))?
-                .try_into()
-                .map_err(failed)?;
-            skb.load().map_err(failed)?;
-            skb.attach(sources.fd()).map_err(failed)?;
-        }
+        let program = "splice_verdict";
+        let failed = |source| SockmapError::Program { program, source: Box::new(source) };
+        let verdict: &mut SkSkb = ebpf
+            .program_mut(program)
+            .ok_or(SockmapError::Missing(program))?
+            .try_into()
+            .map_err(failed)?;
+        verdict.load().map_err(failed)?;
+        verdict.attach(sources.fd()).map_err(failed)?;
         let gates: Array<_, Gate> = take(ebpf, "GATES")?;
         Ok(Self {
             targets: Mutex::new(take(ebpf, "TARGETS")?),

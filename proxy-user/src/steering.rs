@@ -269,27 +269,30 @@ impl Identity {
     /// Packets that left in the client's name, and packets that came back.
     #[must_use]
     pub fn packets(&self) -> (u64, u64) {
-        let count = |tuple| {
+        let count = |tuple: &Tuple| {
             self.steering
                 .entry(tuple, self.flow)
                 .map_or(0, |e| e.packets)
         };
-        (self.out.as_ref().map_or(0, count), count(&self.reply))
+        (self.out().as_ref().map_or(0, count), count(&self.reply))
+    }
+
+    /// The `STEER_OUT` entry's key: known to us once confirmed, and before that to the program that
+    /// has completed the reply's entry when the SYN left.
+    fn out(&self) -> Option<Tuple> {
+        self.out.or_else(|| {
+            let entry = self.steering.entry(&self.reply, self.flow)?;
+            (entry.seen & SEEN_SYN != 0).then(|| entry.rewrite.reversed())
+        })
     }
 }
 
 impl Drop for Identity {
     fn drop(&mut self) {
         self.steering.table.withdraw(self.flow);
-        let out = self.out.or_else(|| {
-            // Not confirmed: the connection attempt was given up. Its SYN may have left all the
-            // same, and then the program has completed the entry.
-            let entry = self.steering.entry(&self.reply, self.flow)?;
-            (entry.seen & SEEN_SYN != 0).then(|| entry.rewrite.reversed())
-        });
         let flow = Lingering {
             flow: self.flow,
-            out,
+            out: self.out(),
         };
         self.steering.lingering().insert(self.reply, flow);
     }

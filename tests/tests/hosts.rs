@@ -17,6 +17,9 @@ use tokio::time::timeout;
 
 const IPTABLES: Need = Need::Program("/usr/sbin/iptables");
 
+/// Netfilter on bridges (`br_netfilter`), which Docker turns on.
+const BRIDGE_NETFILTER: Need = Need::File("/proc/sys/net/bridge/bridge-nf-call-iptables");
+
 fn main() -> ExitCode {
     let mut suite = Suite::new();
     for family in Family::ALL {
@@ -39,6 +42,11 @@ fn main() -> ExitCode {
                 move |lab| docker(lab, family, engine),
             );
         }
+        suite.test(
+            format!("strict_docker_bridge_{family}"),
+            &[IPTABLES, BRIDGE_NETFILTER],
+            move |lab| strict_bridge(lab, family),
+        );
         suite.test(format!("path_mtu_is_learned_{family}"), &[], move |lab| {
             path_mtu_is_learned(lab, family)
         });
@@ -72,6 +80,22 @@ async fn docker(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     net.enable_forwarding()?;
     firewall::docker(&net.proxy, "inside")?;
     works_and_changes_nothing(net, &lab, family, engine).await
+}
+
+/// Both at once, where netfilter looks at bridged packets too: it sees a reply at the bridge's port,
+/// before the bridge itself does.
+async fn strict_bridge(lab: Lab, family: Family) -> Result<()> {
+    let net = Topology::build(&Plan {
+        inside: LinkKind::Bridge,
+        ..Plan::default()
+    })?;
+    for table in ["iptables", "ip6tables"] {
+        net.proxy
+            .sysctl(&format!("net/bridge/bridge-nf-call-{table}"), "1")?;
+    }
+    firewall::docker(&net.proxy, "inside")?;
+    firewall::strict_input(&net.proxy, LISTEN)?;
+    works_and_changes_nothing(net, &lab, family, Engine::Copy).await
 }
 
 /// "Fragmentation needed" and "packet too big" of a router are addressed to the client, and must find

@@ -13,6 +13,8 @@ use limpid_tests::suite::{HAPROXY, Lab, NGINX, Need, Suite};
 use limpid_tests::transfer::{self, Flow};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+const BPFTOOL: Need = Need::Program("/usr/sbin/bpftool");
+
 fn main() -> ExitCode {
     let mut suite = Suite::new();
     for family in Family::ALL {
@@ -55,6 +57,11 @@ fn main() -> ExitCode {
             }
         }
         suite.test(format!("auto_{family}"), &[], move |lab| auto(lab, family));
+        suite.test(
+            format!("flow_table_is_readable_{family}"),
+            &[BPFTOOL],
+            move |lab| flow_table_is_readable(lab, family),
+        );
         suite.test(format!("two_instances_{family}"), &[], move |lab| {
             two_instances(lab, family)
         });
@@ -349,5 +356,34 @@ async fn mapped(lab: Lab) -> Result<()> {
         "seen as {}",
         pair.peer
     );
+    Ok(())
+}
+
+/// `bpftool map dump` names the fields of a flow: what the README shows.
+async fn flow_table_is_readable(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::start(&lab, family, Engine::Copy).await?;
+    let client = scene.new_client();
+    let _pair = scene.open_as(Version::V2, client).await?;
+    let flows = scene.limpid.pins().join("flows");
+    let args = ["map", "dump", "pinned", &flows.to_string_lossy(), "--json"];
+    let dump = scene.net.proxy.run("bpftool", &args)?;
+    let entries: serde_json::Value = serde_json::from_str(&dump)?;
+    let entries = entries.as_array().context("no array")?;
+    ensure!(entries.len() == 2, "two entries a flow: {dump}");
+    for entry in entries {
+        let fields = &entry["formatted"];
+        ensure!(fields["key"]["src"]["octets"].is_array(), "{dump}");
+        for field in ["flow", "packets", "bytes", "last_seen_ns", "action", "seen"] {
+            ensure!(fields["value"][field].is_number(), "no {field}: {dump}");
+        }
+        let ports = [
+            &fields["key"]["dst_port"],
+            &fields["value"]["rewrite"]["src_port"],
+        ];
+        ensure!(
+            ports.iter().any(|port| **port == client.port()),
+            "the client's port is in neither: {dump}"
+        );
+    }
     Ok(())
 }

@@ -9,7 +9,7 @@ use limpid_tests::host_state::{HostState, ensure_unchanged};
 use limpid_tests::net::{Family, Plan, Topology};
 use limpid_tests::programs::{Engine, Limpid, Options};
 use limpid_tests::scene::{LISTEN, Pair, Scene, UPSTREAM};
-use limpid_tests::suite::{Lab, Suite, scaled};
+use limpid_tests::suite::{Lab, Need, Suite, scaled};
 use limpid_tests::transfer::{self, Flow};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -96,9 +96,13 @@ fn main() -> ExitCode {
                 &[],
                 move |lab| drain_deadline(lab, family, engine),
             );
-            suite.test(format!("sigkill_{family}_{engine}"), &[], move |lab| {
-                sigkill(lab, family, engine)
-            });
+            for (attach, needs) in [("tcx", &[Need::Kernel(6, 6)][..]), ("clsact", &[])] {
+                suite.test(
+                    format!("sigkill_{attach}_{family}_{engine}"),
+                    needs,
+                    move |lab| sigkill(lab, attach, family, engine),
+                );
+            }
         }
         suite.test(format!("backend_refuses_{family}"), &[], move |lab| {
             backend_refuses(lab, family)
@@ -349,7 +353,7 @@ async fn drain_deadline(lab: Lab, family: Family, engine: Engine) -> Result<()> 
 }
 
 /// Killed: `cleanup` removes what is left and nothing else, and a new daemon starts either way.
-async fn sigkill(lab: Lab, family: Family, engine: Engine) -> Result<()> {
+async fn sigkill(lab: Lab, attach: &str, family: Family, engine: Engine) -> Result<()> {
     let net = Topology::standard()?;
     // Another's filter, on the very interface: the qdisc is no longer limpid's to remove.
     net.proxy.sh("tc qdisc add dev inside clsact")?;
@@ -357,7 +361,12 @@ async fn sigkill(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     let filters = net.proxy.sh("tc filter show dev inside egress")?;
     ensure!(!filters.is_empty(), "the other's filter is not there");
     let before = HostState::with_filters(&net.proxy)?;
-    let options = |options: Options| options.accept_proxy(family.everything()).engine(engine);
+    let options = |options: Options| {
+        options
+            .accept_proxy(family.everything())
+            .engine(engine)
+            .with(format!("--attach={attach}"))
+    };
     let mut scene = Scene::on(net, &lab, family, options).await?;
     let mut pair = scene.open().await?;
     scene.limpid.kill()?;

@@ -10,8 +10,9 @@ use limpid_tests::net::{Family, Plan};
 use limpid_tests::programs::Engine;
 use limpid_tests::scene::{Pair, Scene};
 use limpid_tests::stall::stall;
-use limpid_tests::suite::{Lab, Suite, shrunk};
+use limpid_tests::suite::{Lab, Suite, scaled, shrunk};
 use limpid_tests::transfer::{self, Flow};
+use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 
 /// What a flow may hold in daemon and kernel together while its reader does not read.
@@ -44,6 +45,9 @@ fn main() -> ExitCode {
                 );
             }
         }
+        suite.test(format!("flow_table_full_{family}"), &[], move |lab| {
+            flow_table_full(lab, family)
+        });
         suite.test(format!("out_of_files_{family}"), &[], move |lab| {
             out_of_files(lab, family)
         });
@@ -191,4 +195,30 @@ async fn churn(lab: Lab, family: Family, engine: Engine) -> Result<()> {
         .wait_for_flows(&scene.net.proxy, 0)
         .await
         .map(drop)
+}
+
+/// A flow that the table has no room for is refused by name; those that are in it do not notice, and
+/// one that ends makes room.
+async fn flow_table_full(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
+        options.engine(Engine::Copy).with("--max-flows=2")
+    })
+    .await?;
+    let mut first = scene.open().await?;
+    let second = scene.open().await?;
+    let mut refused = scene.connect().await?;
+    let header = Version::V2.header(scene.new_client(), scene.address());
+    refused.write_all(&header).await?;
+    transfer::expect_closed(&mut refused).await?;
+    let line = scene.record().await?;
+    ensure!(line.get("end")? == "flow-table-full", "{line:?}");
+
+    let (up, down) = (Flow::new(100_000, 1), Flow::new(100_000, 2));
+    transfer::exchange(&mut first.client, &mut first.server, up, down).await?;
+    drop((first, second));
+    scene.limpid.wait_for_access_lines(3).await?;
+    // Entries linger for a while after their sockets.
+    tokio::time::sleep(scaled(Duration::from_secs(4))).await;
+    scene.open().await.context("after the others have gone")?;
+    Ok(())
 }

@@ -10,10 +10,15 @@ use super::end::{Broken, End, Side};
 use super::progress::State;
 use super::pump::{Pump, Source};
 use super::supervise::{Direction, supervise};
-use super::{EngineKind, Flow};
+use super::{EngineKind, Flow, bound_receive_buffer};
 
 /// Copies until the flow ends.
 pub(super) async fn run(flow: Flow<'_>, early: Bytes) -> End {
+    for socket in [&flow.downstream, &flow.upstream] {
+        if let Err(error) = bound_receive_buffer(socket) {
+            tracing::debug!("receive buffer left to the kernel: {error}");
+        }
+    }
     let progress = flow.progress;
     progress.carried_by(EngineKind::Copy);
     progress.enter(State::Open);

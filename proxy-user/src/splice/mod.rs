@@ -10,12 +10,17 @@
 //! * [`supervise`]: timeouts, resets and the stop signal, the same for every engine that has sockets.
 //! * [`progress`]: what `limpid flows` sees of a flow. [`end`]: how it ended.
 
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
+use nix::sys::socket::{setsockopt, sockopt};
+use proxy_common::splice::RECEIVE_BUFFER;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+
+use crate::sys::splice as tcp;
 
 mod copy;
 mod end;
@@ -119,4 +124,15 @@ impl Flow<'_> {
         }
         end
     }
+}
+
+/// Bounds what a socket can receive and nobody has read.
+///
+/// The kernel lets the buffer of a socket that is read fast grow to tcp_rmem's maximum, which on
+/// servers is tens of MiB: all of it fills when the other side stops reading.
+fn bound_receive_buffer(socket: &TcpStream) -> io::Result<()> {
+    // The kernel doubles what it is told.
+    setsockopt(socket, sockopt::RcvBufForce, &(RECEIVE_BUFFER as usize / 2))?;
+    // A fixed buffer ends the window's growth, unless it is told where to grow to.
+    tcp::set_window_clamp(socket, RECEIVE_BUFFER as libc::c_int / 2)
 }

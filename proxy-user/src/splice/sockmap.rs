@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::time::{ClockId, clock_gettime};
-use proxy_common::splice::{Gate, RECEIVE_BUFFER, SEND_BUFFER, Splice};
+use proxy_common::splice::{Gate, SEND_BUFFER, Splice};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
@@ -31,7 +31,7 @@ use super::end::{Broken, End, Side};
 use super::progress::{Carried, State};
 use super::pump::{Pump, Source};
 use super::supervise::{Direction, supervise};
-use super::{EngineKind, Fallback, Flow, copy};
+use super::{EngineKind, Fallback, Flow, bound_receive_buffer, copy};
 use crate::bpf::sockmap::Sockmap;
 use crate::sys::splice as tcp;
 
@@ -136,9 +136,7 @@ impl<'a> Endpoint<'a> {
     fn prepare(socket: &'a TcpStream) -> io::Result<Self> {
         // The kernel doubles what it is told.
         setsockopt(socket, sockopt::SndBufForce, &(SEND_BUFFER as usize / 2))?;
-        setsockopt(socket, sockopt::RcvBufForce, &(RECEIVE_BUFFER as usize / 2))?;
-        // A fixed buffer ends the window's growth, unless it is told where to grow to.
-        tcp::set_window_clamp(socket, RECEIVE_BUFFER as libc::c_int / 2)?;
+        bound_receive_buffer(socket)?;
         Ok(Self {
             socket,
             cookie: SockRef::from(socket).cookie()?,

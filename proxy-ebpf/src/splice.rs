@@ -40,7 +40,9 @@ pub fn verdict(ctx: &SkBuffContext) -> u32 {
         // A FIN without data. Redirected, it would end the target's stream with EPIPE.
         return SK_DROP;
     }
-    let Some(splice) = splice_of(ctx) else { return SK_PASS };
+    let Some(splice) = splice_of(ctx) else {
+        return SK_PASS;
+    };
     let sequence = sequence(ctx);
     let taken = taken(ctx, splice, whole);
     if taken > 0 && !trim(ctx, taken) {
@@ -82,7 +84,11 @@ fn trim(ctx: &SkBuffContext, bytes: u32) -> bool {
             break;
         }
         let step = if left > STEP { STEP } else { left };
-        if ctx.skb.adjust_room(-(step as i32), BPF_ADJ_ROOM_NET, 0).is_err() {
+        if ctx
+            .skb
+            .adjust_room(-(step as i32), BPF_ADJ_ROOM_NET, 0)
+            .is_err()
+        {
             return false;
         }
         left -= step;
@@ -97,13 +103,19 @@ fn splice_of<'a>(ctx: &SkBuffContext) -> Option<&'a mut Splice> {
     let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
     // SAFETY: userspace removes an entry only after its socket has left the map of sources, and the
     // programs run for one skb of a socket at a time: nobody else has this entry.
-    SPLICES.get_ptr_mut(cookie).map(|splice| unsafe { &mut *splice })
+    SPLICES
+        .get_ptr_mut(cookie)
+        .map(|splice| unsafe { &mut *splice })
 }
 
 /// Bytes at the start of this skb that were taken before.
 #[inline(always)]
 fn taken(ctx: &SkBuffContext, splice: &Splice, len: u32) -> u32 {
-    let next = if splice.sequence_known == 1 { splice.next_sequence } else { copied(ctx) };
+    let next = if splice.sequence_known == 1 {
+        splice.next_sequence
+    } else {
+        copied(ctx)
+    };
     Splice::taken(next, sequence(ctx), len)
 }
 
@@ -140,7 +152,12 @@ fn copied(ctx: &SkBuffContext) -> u32 {
 #[inline(always)]
 fn acknowledged(target: &u64) -> Option<u64> {
     // SAFETY: a map and a key of its type; the socket returned is released below.
-    let sk = unsafe { bpf_map_lookup_elem((&raw const TARGETS).cast_mut().cast(), (&raw const *target).cast()) };
+    let sk = unsafe {
+        bpf_map_lookup_elem(
+            (&raw const TARGETS).cast_mut().cast(),
+            (&raw const *target).cast(),
+        )
+    };
     if sk.is_null() {
         return None;
     }

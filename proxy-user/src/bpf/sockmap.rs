@@ -119,7 +119,10 @@ impl Sockmap {
         globals.offsets.map_err(SockmapError::Btf)?;
         let sources: SockHash<_, u64> = take(ebpf, "SOURCES")?;
         let program = "splice_verdict";
-        let failed = |source| SockmapError::Program { program, source: Box::new(source) };
+        let failed = |source| SockmapError::Program {
+            program,
+            source: Box::new(source),
+        };
         let verdict: &mut SkSkb = ebpf
             .program_mut(program)
             .ok_or(SockmapError::Missing(program))?

@@ -128,7 +128,7 @@ impl Flow<'_> {
 
 /// Bounds what a socket can receive and nobody has read.
 ///
-/// The kernel lets the buffer of a socket that is read fast grow to tcp_rmem's maximum, which on
+/// The kernel lets the buffer of a socket that is read fast grow to `tcp_rmem`'s maximum, which on
 /// servers is tens of MiB: all of it fills when the other side stops reading.
 fn bound_receive_buffer(socket: &TcpStream) -> io::Result<()> {
     // The kernel doubles what it is told.

@@ -264,11 +264,8 @@ fn poll_read(
         let result = from.try_io(Interest::READABLE, || {
             let bytes = (&*SockRef::from(from)).read(buffer)?;
             read = Some(bytes);
-            if bytes == 0 || bytes == buffer.len() {
-                Ok(())
-            } else {
-                Err(would_block())
-            }
+            let emptied = source == Source::Socket && bytes != 0 && bytes < buffer.len();
+            if emptied { Err(would_block()) } else { Ok(()) }
         });
         match (read, result) {
             (Some(bytes), _) => return Poll::Ready(Ok(bytes)),

@@ -83,7 +83,7 @@ pub const fn trust(version: Option<(u32, u32, u32)>) -> Trust {
         (6, 0 | 2 | 3, _) | (6, 1, 0..=31) => Trust::Refused(Broken),
         (6, 1, 32..=141) | (6, 12, 0..=33) => Trust::OptIn(DuplicatesData),
         (6, 12, 34) => Trust::OptIn(LosesData),
-        // 6.18 and 6.19 got the fix on the day that 6.12.81 did.
+        // For 6.18 and 6.19 the border is inferred from the dates of stable releases.
         (6, 1, 142..=190) | (6, 12, 35..=80) | (6, 18, 0..=21) | (6, 19, 0..=11) => {
             Trust::OptIn(UseAfterFree)
         }

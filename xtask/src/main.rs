@@ -1,10 +1,11 @@
-//! `cargo xtask`: limpid's build, test and demo commands.
+//! `cargo xtask`: limpid's build, test, demo and benchmark commands.
 //!
 //! This page is the command line; each command is a module, or a function of one.
 
 #![forbid(unsafe_code)]
 
 mod apt;
+mod bench;
 mod bpf;
 mod ci;
 mod daemon;
@@ -27,8 +28,8 @@ use crate::daemon::Profile;
 
 /// Builds, tests and shows limpid.
 ///
-/// `build`, `run`, `demo`, `test` and `lint` do their own set-up: on a Debian machine with cargo
-/// and root there is nothing to install first.
+/// `build`, `run`, `demo`, `bench`, `test` and `lint` do their own set-up: on a Debian machine with
+/// cargo and root there is nothing to install first.
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", version)]
 struct Arguments {
@@ -93,6 +94,18 @@ enum Xtask {
         arguments: Vec<OsString>,
     },
 
+    /// Measure limpid beside routing, DNAT, HAProxy and nginx
+    ///
+    /// Everything is built as it would be shipped and runs in network namespaces, which are gone
+    /// afterwards. Needs root; missing programs are installed as by `test`. Table, numbers and plot
+    /// are written to target/bench. Half an hour with the defaults, a few minutes with --quick;
+    /// `cargo xtask bench -- --help` describes the arguments.
+    Bench {
+        /// Arguments of the benchmark: --rounds N, --seconds N, --quick, --docs, …
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+
     /// Run the unit tests, then the integration tests
     ///
     /// The integration tests need root and other proxies, servers and tools. As root on Debian
@@ -149,6 +162,7 @@ fn execute(command: Xtask) -> Result<()> {
         Xtask::Demo { release, arguments } => {
             demo::demo(Profile::from_release(release), &arguments)
         }
+        Xtask::Bench { arguments } => bench::bench(&arguments),
         Xtask::Test { filters, harness } => test::test(&filters, &harness),
         Xtask::Lint => lint::lint(),
         Xtask::Ci => ci::ci(),

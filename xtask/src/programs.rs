@@ -1,4 +1,4 @@
-//! The programs that the integration tests and the demo put around limpid.
+//! The programs that the integration tests, the demo and the benchmark put around limpid.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ enum Proof {
     File(&'static str),
 }
 
-/// Everything they start. One line here is all that another program takes.
+/// Everything that tests and demo start. One line here is all that another program takes.
 const PROGRAMS: &[Program] = &[
     Program {
         package: "bpftool",
@@ -54,10 +54,30 @@ const PROGRAMS: &[Program] = &[
     },
 ];
 
-/// Installs what is missing, where packages can be installed.
+/// What the benchmark starts beside these.
+const LOAD_GENERATORS: &[Program] = &[
+    Program {
+        package: "iperf3",
+        proof: Proof::Command("iperf3"),
+    },
+    Program {
+        package: "wrk",
+        proof: Proof::Command("wrk"),
+    },
+];
+
+/// Installs what is missing for tests and demo, where packages can be installed.
 pub(crate) fn install() -> Result<()> {
-    let missing: Vec<&str> = PROGRAMS
-        .iter()
+    provide(PROGRAMS.iter())
+}
+
+/// The same for the benchmark.
+pub(crate) fn install_for_bench() -> Result<()> {
+    provide(PROGRAMS.iter().chain(LOAD_GENERATORS))
+}
+
+fn provide(programs: impl Iterator<Item = &'static Program>) -> Result<()> {
+    let missing: Vec<&str> = programs
         .filter(|program| !program.present())
         .map(|p| p.package)
         .collect();

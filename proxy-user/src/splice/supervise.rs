@@ -15,6 +15,7 @@ use tokio::time::sleep;
 use super::end::{Broken, End, Side};
 use super::progress::State;
 use super::{Flow, Progress};
+use crate::sys::splice as tcp;
 
 /// One direction of a flow, as an engine moves it.
 pub(super) trait Direction {
@@ -47,22 +48,24 @@ pub(super) async fn supervise<D: Direction>(flow: &Flow<'_>, up: &mut D, down: &
     let mut upstream_error = pin!(upstream.ready(Interest::ERROR));
     let mut deadline = pin!(sleep(limits.idle));
     let mut up = Half {
+        source: Side::Downstream,
         direction: up,
         open: true,
     };
     let mut down = Half {
+        source: Side::Upstream,
         direction: down,
         open: true,
     };
     poll_fn(|cx| {
         let was_open = (up.open, down.open);
-        for polled in [
-            up.poll(cx, downstream, upstream),
-            down.poll(cx, upstream, downstream),
-        ] {
-            if let Err(broken) = polled {
-                return Poll::Ready(End::from(broken));
-            }
+        // The first failure is the end: an error is told once, and whoever reads after that is told
+        // of an end of the stream.
+        let moved = up
+            .poll(cx, downstream, upstream, down.open)
+            .and_then(|()| down.poll(cx, upstream, downstream, up.open));
+        if let Err(broken) = moved {
+            return Poll::Ready(End::from(broken));
         }
         if !up.open && !down.open {
             return Poll::Ready(End::Finished);
@@ -115,24 +118,42 @@ pub(super) async fn supervise<D: Direction>(flow: &Flow<'_>, up: &mut D, down: &
 }
 
 struct Half<'a, D> {
+    source: Side,
     direction: &'a mut D,
     open: bool,
 }
 
 impl<D: Direction> Half<'_, D> {
     /// Moves bytes while the source may send; passes its end on once all of them are delivered.
+    /// `other_open`: is the other direction open?
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &TcpStream,
         to: &TcpStream,
+        other_open: bool,
     ) -> Result<(), Broken> {
         if self.open && self.direction.poll(cx, from, to)?.is_ready() {
+            Self::end_of(from, other_open).map_err(|error| Broken {
+                side: self.source,
+                error,
+            })?;
             self.open = false;
             // ENOTCONN: it is reset already, which will be seen.
             let _ = SockRef::from(to).shutdown(Shutdown::Write);
         }
         Ok(())
+    }
+
+    /// Was what reads as the end of a stream a FIN? A reset reads so too, once its error was told:
+    /// by a splice(2) that had moved something before, for one, which returns that.
+    fn end_of(from: &TcpStream, other_open: bool) -> io::Result<()> {
+        // Where the source has got our FIN, its own closes the connection.
+        if other_open && tcp::is_closed(from)? {
+            Err(io::ErrorKind::ConnectionReset.into())
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -17,6 +17,22 @@ pub struct Counters {
 
 /// Reads the counters of a TCP socket.
 pub fn counters(socket: &impl AsFd) -> io::Result<Counters> {
+    let info = info(socket)?;
+    Ok(Counters {
+        acked: info.tcpi_bytes_acked,
+        received: info.tcpi_bytes_received,
+    })
+}
+
+/// Is the connection in the state CLOSED (RFC 9293, 3.3.2)? A reset puts it there at once, a FIN only
+/// after one in the other direction.
+pub fn is_closed(socket: &impl AsFd) -> io::Result<bool> {
+    // `TCP_CLOSE` of the kernel's net/tcp_states.h.
+    const CLOSED: u8 = 7;
+    Ok(info(socket)?.tcpi_state == CLOSED)
+}
+
+fn info(socket: &impl AsFd) -> io::Result<tcp_info> {
     // SAFETY: `tcp_info` consists of integers: all zeroes is a value.
     let mut info: tcp_info = unsafe { std::mem::zeroed() };
     let mut len = size_of::<tcp_info>() as libc::socklen_t;
@@ -31,10 +47,7 @@ pub fn counters(socket: &impl AsFd) -> io::Result<Counters> {
         )
     };
     check(result)?;
-    Ok(Counters {
-        acked: info.tcpi_bytes_acked,
-        received: info.tcpi_bytes_received,
-    })
+    Ok(info)
 }
 
 /// Bytes in the send queue: not sent, or sent and not acknowledged (`SIOCOUTQ`).

@@ -39,21 +39,24 @@ fn resident(pid: u32) -> Result<u64> {
 }
 
 /// Sums `skmem:(r…,rb…,t…,tb…,f…,w…,…)`: receive queue, send queue and forward allocation.
+///
+/// What is allocated ahead can be negative for a moment, while the queues take from it; `ss` prints
+/// its 32 bits without a sign.
 fn sockets(printed: &str) -> u64 {
     let fields = printed
         .split("skmem:(")
         .skip(1)
         .filter_map(|rest| rest.split(')').next());
-    fields
+    let sum: i64 = fields
         .flat_map(|list| list.split(','))
         .filter_map(|field| {
             let digits = field.find(|c: char| c.is_ascii_digit())?;
             let (name, value) = field.split_at(digits);
-            matches!(name, "r" | "w" | "f")
-                .then(|| value.parse::<u64>().ok())
-                .flatten()
+            let value = matches!(name, "r" | "w" | "f").then(|| value.parse::<u32>())?;
+            Some(i64::from(value.ok()?.cast_signed()))
         })
-        .sum()
+        .sum();
+    u64::try_from(sum).unwrap_or_default()
 }
 
 fn kernel(meminfo: &str) -> Option<u64> {
@@ -76,6 +79,8 @@ mod tests {
         let ss = "ESTAB 0 0 a b skmem:(r100,rb131072,t0,tb87040,f24,w1000,o0,bl0,d0)\n\
                   ESTAB 0 0 a b skmem:(r1,rb131072,t0,tb87040,f0,w0,o0,bl0,d0)";
         assert_eq!(sockets(ss), 1125);
+        let ahead = "ESTAB 0 0 a b skmem:(r9000,rb131072,t0,tb87040,f4294965248,w0,o0,bl0,d0)";
+        assert_eq!(sockets(ahead), 9000 - 2048);
         let meminfo =
             "MemTotal: 100 kB\nMemFree: 50 kB\nBuffers: 1 kB\nCached: 9 kB\nAnonPages: 10 kB";
         assert_eq!(kernel(meminfo), Some(30 * 1024));

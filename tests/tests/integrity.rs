@@ -225,7 +225,8 @@ async fn over_a_bad_wire(
     for counts in scene.net.wire_counts(segment) {
         ensure_it_was_bad(&impairment, counts)?;
     }
-    scene.records_of(FLOWS as usize, engine).await.map(drop)
+    // On such a wire a sender can be done before its flow is spliced.
+    scene.records_of_short_flows(FLOWS as usize, engine).await
 }
 
 /// Whatever was to happen has happened in each direction, or the test has shown nothing.

@@ -147,6 +147,11 @@ pub const SEEN_FIN: u16 = 1 << 1;
 /// [`Translation::seen`]: a RST has passed in this direction.
 pub const SEEN_RST: u16 = 1 << 2;
 
+/// [`Translation::seen`], of a [`STEER_IN`] entry: the backend has answered the SYN. Until then nothing
+/// but an answer (SYN-ACK or RST) is taken: whatever else comes from the backend to this address and
+/// port belongs to a connection that was there before.
+pub const SEEN_ANSWER: u16 = 1 << 3;
+
 /// What is done to the packets of one direction of a flow. Value of `FLOWS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::{debug, warn};
 use proxy_common::flow::{
-    SEEN_FIN, SEEN_RST, SEEN_SYN, STEER_IN, STEER_OUT, Translation, Tuple,
+    SEEN_ANSWER, SEEN_FIN, SEEN_RST, SEEN_SYN, STEER_IN, STEER_OUT, Translation, Tuple,
 };
 use proxy_common::packet::{ACK, FIN, RST, SYN, TCP, Tcp, is_icmp_error};
 
@@ -65,8 +65,11 @@ pub fn ingress(ctx: &TcContext, l3: u32) -> i32 {
     }
     let Some(tcp) = packet::tcp(ctx, &packet) else { return NEXT };
     let Some(entry) = reply_entry(&packet.tuple) else { return NEXT };
-    if tcp.flags & (SYN | ACK) == SYN {
-        return NEXT; // The backend opens a connection of its own to the client.
+    if entry.seen & SEEN_ANSWER == 0 {
+        if tcp.flags & (SYN | ACK) != SYN | ACK && tcp.flags & RST == 0 {
+            return NEXT;
+        }
+        entry.seen |= SEEN_ANSWER;
     }
     let done = translate(ctx, &packet, tcp, entry);
     count(|c| match done {

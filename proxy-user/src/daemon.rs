@@ -12,7 +12,9 @@ use proxy_core::trust::TrustedPeers;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -102,20 +104,25 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         Some(SourceArg::Proxy) => false,
         None => args.accept_proxy,
     };
-    let mut signals = Signals::new().map_err(RunError::Signals)?;
-    raise_limits();
-
-    let upstreams = resolve(&args.upstream).await?;
-    let registry = Registry::default();
-    let netlink = Netlink::open()?;
-    if steer {
-        refuse_local(&netlink, &upstreams).await?;
+    if !steer && args.upstream_interface.is_some() {
+        tracing::warn!("--upstream-interface has no effect with --source proxy");
     }
+    let signals = Signals::new().map_err(RunError::Signals)?;
+    let descriptors = raise_limits();
+
+    let netlink = Netlink::open()?;
+    let upstreams = reachable(&netlink, resolve(&args.upstream).await?, steer).await?;
     let control = Server::bind(&args.control.path(&args.instance)).await?;
     let listener = listener::bind(args.listen, args.downstream_interface.as_deref())?;
-
     let mut kernel = Kernel::set_up(&args, steer, &upstreams, &netlink).await?;
-    let service = Arc::new(Service {
+    let engines = match kernel.engines(args.splice) {
+        Ok(engines) => engines,
+        Err(e) => {
+            kernel.tear_down(&netlink).await?;
+            return Err(e.into());
+        }
+    };
+    let service = Service {
         accept_proxy,
         connector: Connector {
             source: kernel.source(args.source_mismatch),
@@ -123,39 +130,65 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
             send_proxy: args.send_proxy,
             timeout: args.connect_timeout,
         },
-        engines: kernel.engines(args.splice)?,
+        engines,
         limits: Limits {
             idle: args.idle_timeout,
             half_close: args.half_close_timeout,
         },
-        registry: registry.clone(),
-    });
+        registry: Registry::default(),
+    };
     tracing::info!(
-        listen = %args.listen,
+        listen = %listener.local_addr().unwrap_or(args.listen),
         upstream = %args.upstream,
         source = if steer { "client" } else { "proxy" },
         splice = %args.splice,
         instance = %args.instance.instance,
         "ready"
     );
-
-    let flows = TaskTracker::new();
-    let stop = CancellationToken::new();
-    tokio::select! {
-        () = accept(&listener, &service, &flows, &stop) => {}
-        () = control.serve(&registry) => {}
-        () = kernel.tend(&netlink) => {}
-        name = signals.next() => tracing::info!("{name}: no more connections are accepted"),
-    }
-    drop(listener);
-    tokio::select! {
-        () = drain(&flows, &registry, &stop, args.drain_timeout, &mut signals) => {}
-        () = control.serve(&registry) => {}
-        () = kernel.tend(&netlink) => {}
-    }
+    let places = Arc::new(Semaphore::new(flows_for(descriptors)));
+    let daemon = Daemon {
+        service: Arc::new(service),
+        places,
+        control,
+        signals,
+        drain: args.drain_timeout,
+    };
+    daemon.run(listener, &mut kernel, &netlink).await;
     kernel.tear_down(&netlink).await?;
     tracing::info!("ended");
     Ok(())
+}
+
+/// A daemon that is set up.
+struct Daemon {
+    service: Arc<Service>,
+    /// Flows that there are descriptors for. Connections beyond wait in the listener's backlog, so
+    /// that none is accepted only to fail.
+    places: Arc<Semaphore>,
+    control: Server,
+    signals: Signals,
+    drain: Duration,
+}
+
+impl Daemon {
+    /// Serves until a signal comes and the flows have ended.
+    async fn run(mut self, listener: TcpListener, kernel: &mut Kernel, netlink: &Netlink) {
+        let registry = &self.service.registry;
+        let flows = TaskTracker::new();
+        let stop = CancellationToken::new();
+        tokio::select! {
+            () = accept(&listener, &self.service, &self.places, &flows, &stop) => {}
+            () = self.control.serve(registry) => {}
+            () = kernel.tend(netlink) => {}
+            name = self.signals.next() => tracing::info!("{name}: no more connections are accepted"),
+        }
+        drop(listener);
+        tokio::select! {
+            () = drain(&flows, registry, &stop, self.drain, &mut self.signals) => {}
+            () = self.control.serve(registry) => {}
+            () = kernel.tend(netlink) => {}
+        }
+    }
 }
 
 fn accept_proxy(args: &RunArgs) -> Result<Option<AcceptProxy>, RunError> {
@@ -175,25 +208,51 @@ fn accept_proxy(args: &RunArgs) -> Result<Option<AcceptProxy>, RunError> {
     }))
 }
 
-async fn refuse_local(netlink: &Netlink, upstreams: &[Upstream]) -> Result<(), RunError> {
+/// Those of the upstream's addresses that there is a route to.
+async fn reachable(
+    netlink: &Netlink,
+    upstreams: Vec<Upstream>,
+    steer: bool,
+) -> Result<Vec<Upstream>, RunError> {
+    let mut reachable = Vec::new();
+    let mut unreachable = None;
     for upstream in upstreams {
-        if matches!(netlink.route(upstream.ip()).await, Ok(Route::Local)) {
-            return Err(RunError::LocalUpstream(*upstream));
+        match netlink.route(upstream.ip()).await {
+            Ok(Route::Local) if steer => return Err(RunError::LocalUpstream(upstream)),
+            Ok(Route::Local | Route::Via(_)) => reachable.push(upstream),
+            Err(e) => {
+                tracing::warn!("upstream address {upstream} is left out: {e}");
+                unreachable = Some(e);
+            }
         }
     }
-    Ok(())
+    match unreachable {
+        Some(e) if reachable.is_empty() => Err(e.into()),
+        _ => Ok(reachable),
+    }
 }
 
 async fn accept(
     listener: &TcpListener,
     service: &Arc<Service>,
+    places: &Arc<Semaphore>,
     flows: &TaskTracker,
     stop: &CancellationToken,
 ) {
-    loop {
+    while let Ok(place) = Arc::clone(places).acquire_owned().await {
         let accepted = listener::accept(listener).await;
-        flows.spawn(flow::serve(Arc::clone(service), accepted, stop.clone()));
+        let (service, stop) = (Arc::clone(service), stop.clone());
+        flows.spawn(async move {
+            flow::serve(service, accepted, stop).await;
+            drop(place);
+        });
     }
+}
+
+/// How many flows these descriptors are enough for: two sockets a flow, as many again for the pipes
+/// of engines that use them, and some for the daemon itself.
+fn flows_for(descriptors: usize) -> usize {
+    (descriptors.saturating_sub(64) / 4).clamp(1, Semaphore::MAX_PERMITS)
 }
 
 /// Lets open flows end by themselves for a while, then resets them.
@@ -283,7 +342,7 @@ impl Kernel {
         );
         interfaces.attach(bpf, netlink).await?;
         self.interfaces = Some(interfaces);
-        self.steering = Some(Steering::new(bpf.flow_table()?));
+        self.steering = Some(Steering::new(bpf.flow_table()?, args.max_flows as usize));
         match netlink::changes() {
             Ok(changes) => self.changes = changes,
             Err(e) => tracing::warn!("link and route changes are not followed: {e}"),
@@ -312,36 +371,58 @@ impl Kernel {
     async fn tend(&mut self, netlink: &Netlink) {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Changes come in bursts: the first sets the time at which all are acted upon.
+        let mut due: Option<Instant> = None;
         loop {
             tokio::select! {
                 _ = sweep.tick() => {
-                    if let Some(steering) = &self.steering {
-                        steering.sweep(sys::monotonic_ns());
-                    }
+                    self.sweep().await;
                 }
                 Some(()) = self.changes.next() => {
-                    // The rest of the burst.
-                    while let Ok(Some(())) = timeout(SETTLE, self.changes.next()).await {}
-                    if let (Some(interfaces), Ok(bpf)) = (&mut self.interfaces, &mut self.bpf)
-                        && let Err(e) = interfaces.attach(bpf, netlink).await
-                    {
-                        tracing::warn!("after a link or route change: {e}");
-                    }
+                    due.get_or_insert_with(|| Instant::now() + SETTLE);
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    due = None;
+                    self.attach(netlink).await;
                 }
             }
         }
     }
 
+    async fn attach(&mut self, netlink: &Netlink) {
+        if let (Some(interfaces), Ok(bpf)) = (&mut self.interfaces, &mut self.bpf)
+            && let Err(e) = interfaces.attach(bpf, netlink).await
+        {
+            tracing::warn!("after a link or route change: {e}");
+        }
+    }
+
+    /// Forgets flows that are over; returns how many are not quite.
+    async fn sweep(&self) -> usize {
+        let Some(steering) = self.steering.clone() else {
+            return 0;
+        };
+        // A system call or two a flow: not for the thread that accepts.
+        spawn_blocking(move || steering.sweep(sys::monotonic_ns()))
+            .await
+            .unwrap_or(0)
+    }
+
     /// Removes everything from the kernel, once the last sockets have closed.
     async fn tear_down(self, netlink: &Netlink) -> Result<(), RunError> {
+        // Entries of a flow whose backend never closes do not hold up the end.
+        let closed = async {
+            while self.sweep().await > 0 {
+                sleep(SWEEP / 5).await;
+            }
+        };
+        let _ = timeout(LAST_WORDS, closed).await;
         let Ok(bpf) = self.bpf else { return Ok(()) };
-        if let Some(steering) = &self.steering {
-            let _ = timeout(LAST_WORDS, async {
-                while steering.sweep(sys::monotonic_ns()) > 0 {
-                    sleep(SWEEP / 5).await;
-                }
-            })
-            .await;
+        if self.steering.is_some() {
+            match bpf.counters() {
+                Ok(counters) => tracing::info!("{counters:?}"),
+                Err(e) => tracing::warn!("{e}"),
+            }
         }
         let pins = bpf.pins().clone();
         drop(bpf);
@@ -350,10 +431,11 @@ impl Kernel {
     }
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM, SIGINT, and SIGHUP: a terminal that is closed asks for an end in order, too.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -361,6 +443,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
@@ -368,19 +451,23 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => "SIGHUP",
         }
     }
 }
 
-/// As many descriptors as allowed, and (for kernels before 5.11, which count BPF maps) as much
-/// locked memory. Where that is refused, what we have must do.
-fn raise_limits() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
+/// As many descriptors as allowed, which is what is returned, and (for kernels before 5.11, which count
+/// BPF maps) as much locked memory. Where that is refused, what we have must do.
+fn raise_limits() -> usize {
     let _ = setrlimit(
         Resource::RLIMIT_MEMLOCK,
         libc::RLIM_INFINITY,
         libc::RLIM_INFINITY,
     );
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 1024;
+    };
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    let limit = if raised.is_ok() { hard } else { soft };
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use proxy_core::address::{Listener, Peer};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
@@ -44,24 +45,30 @@ pub struct Accepted {
 /// Takes a connection to its end. `stop` ends it early, with a reset to both sides.
 pub async fn serve(service: Arc<Service>, accepted: Accepted, stop: CancellationToken) {
     let record = Record::open(&service.registry, accepted.peer);
+    let flow = record.flow();
+    // Until both sides are connected, whatever ends the flow early is a failure to its client.
+    sys::reset_on_close(&accepted.stream, true);
     let end = match stop
-        .run_until_cancelled(open(&service, accepted, record.flow()))
+        .run_until_cancelled(open(&service, accepted, flow))
         .await
     {
-        None => Ending {
-            label: "drained",
-            weight: Weight::Normal,
-            detail: None,
-        },
+        None => splice_ending(End::Stopped),
         Some(Err(end)) => end,
         Some(Ok((identified, connected))) => {
+            sys::reset_on_close(&identified.downstream, false);
             let legs = splice::Connected {
                 downstream: identified.downstream,
                 upstream: connected.stream,
                 early: bytes::Bytes::new(),
             };
-            let progress = &record.flow().progress;
-            let end = splice::run(&service.engines, legs, &service.limits, progress, stop).await;
+            let end = splice::run(
+                &service.engines,
+                legs,
+                &service.limits,
+                &flow.progress,
+                stop,
+            )
+            .await;
             // Only now: the flow's entries are needed as long as its upstream socket is open.
             drop(connected.identity);
             splice_ending(end)
@@ -86,19 +93,31 @@ async fn open(
         .map_err(|e| header_ending(&e))?;
     let _ = flow.client.set(identified.client);
     let _ = flow.header.set(identified.took);
-    match service.connector.connect(&identified, listener).await {
-        Ok(connected) => {
-            let _ = flow.upstream.set(connected.upstream);
-            let _ = flow.source.set(connected.source);
-            let _ = flow.connect.set(connected.took);
-            flow.progress.sent_up(connected.sent);
-            Ok((identified, connected))
-        }
-        Err(e) => {
-            // What befell the upstream side befalls the client: its connection has failed too.
-            sys::reset_on_close(&identified.downstream);
-            Err(connect_ending(&e))
-        }
+    let connected = connect(&service.connector, &identified, listener, flow)
+        .await
+        .map_err(|e| connect_ending(&e))?;
+    let _ = flow.source.set(connected.source);
+    let _ = flow.connect.set(connected.took);
+    flow.progress.sent_up(connected.sent);
+    Ok((identified, connected))
+}
+
+async fn connect(
+    connector: &Connector,
+    identified: &Identified,
+    listener: Listener,
+    flow: &Flow,
+) -> Result<Connected, ConnectError> {
+    let prepared = connector.prepare(identified.client)?;
+    let upstream = prepared.upstream;
+    let _ = flow.upstream.set(upstream);
+    if let Some(source) = prepared.source() {
+        let _ = flow.source.set(source);
+    }
+    tokio::select! {
+        connected = connector.connect(prepared, identified, listener) => connected,
+        // A FIN is no reason: the request may have come before it.
+        _ = identified.downstream.ready(Interest::ERROR) => Err(ConnectError::Left(upstream)),
     }
 }
 

@@ -15,6 +15,8 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::sys;
+
 /// Who may send a header, and for how long we wait for it.
 #[derive(Clone, Debug)]
 pub struct AcceptProxy {
@@ -75,47 +77,51 @@ impl IdentifyError {
     }
 }
 
-/// Finds out whom `downstream` is for; `None` for `accept` means that no header is expected.
+/// Finds out whom `downstream` is for; `None` for `accept` means that no header is expected. A
+/// connection that is not taken is closed in order.
 pub async fn identify(
     downstream: TcpStream,
     peer: Peer,
     accept: Option<&AcceptProxy>,
 ) -> Result<Identified, IdentifyError> {
     let started = Instant::now();
-    let Some(accept) = accept else {
-        let client = Client::new(peer.socket_addr());
-        let took = Duration::ZERO;
-        return Ok(Identified {
-            downstream,
-            client,
-            header: None,
-            early: BytesMut::new(),
-            took,
-        });
+    let mut early = BytesMut::new();
+    let header = match accept {
+        None => None,
+        Some(accept) => match expect(&downstream, peer, accept, &mut early).await {
+            Ok(header) => Some(header),
+            Err(e) => {
+                sys::reset_on_close(&downstream, false);
+                return Err(e);
+            }
+        },
     };
-    if !accept.trusted.contains(peer) {
-        return Err(IdentifyError::Untrusted);
-    }
-    let mut buffer = BytesMut::new();
-    let header = timeout(
-        accept.timeout,
-        read(&downstream, &accept.decoder, &mut buffer),
-    )
-    .await
-    .unwrap_or_else(|_| Err(IdentifyError::Timeout(accept.timeout, buffer.len())))?;
     // Without usable addresses (LOCAL, UNKNOWN, …) the connection speaks for itself: rules 14, 16
     // and 17.
-    let client = header
-        .client()
-        .unwrap_or_else(|| Client::new(peer.socket_addr()));
-    let took = started.elapsed();
+    let named = header.as_ref().and_then(Header::client);
+    let client = named.unwrap_or_else(|| Client::new(peer.socket_addr()));
     Ok(Identified {
         downstream,
         client,
-        header: Some(header),
-        early: buffer,
-        took,
+        header,
+        early,
+        took: started.elapsed(),
     })
+}
+
+/// The header of a trusted peer; what follows it stays in `buffer`.
+async fn expect(
+    downstream: &TcpStream,
+    peer: Peer,
+    accept: &AcceptProxy,
+    buffer: &mut BytesMut,
+) -> Result<Header, IdentifyError> {
+    if !accept.trusted.contains(peer) {
+        return Err(IdentifyError::Untrusted);
+    }
+    timeout(accept.timeout, read(downstream, &accept.decoder, buffer))
+        .await
+        .unwrap_or_else(|_| Err(IdentifyError::Timeout(accept.timeout, buffer.len())))
 }
 
 /// Reads until the header is complete; leaves what follows it in `buffer`.

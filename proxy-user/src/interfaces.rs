@@ -99,16 +99,21 @@ impl Interfaces {
             return Ok(vec![found.map_err(unknown)?]);
         }
         let mut wanted = Vec::new();
+        let mut unknown = None;
         for upstream in &self.upstreams {
             match netlink.route(upstream.ip()).await {
                 Ok(Route::Via(interface)) if !wanted.contains(&interface) => wanted.push(interface),
                 Ok(Route::Via(_) | Route::Local) => {}
                 Err(source) => {
                     let upstream = upstream.to_string();
-                    return Err(InterfacesError::Unknown { upstream, source });
+                    unknown = Some(InterfacesError::Unknown { upstream, source });
                 }
             }
         }
-        Ok(wanted)
+        // An address that cannot be reached now does not keep the others from being served.
+        match unknown {
+            Some(e) if wanted.is_empty() => Err(e),
+            _ => Ok(wanted),
+        }
     }
 }

@@ -3,33 +3,45 @@
 //! Exit codes: 0, done; 1, it could not be done, with the reason on standard error; 2, the command
 //! line is wrong (clap's own code).
 
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use proxy_user::bpf::probe;
-use proxy_user::cli::run::{LogFormat, RunArgs};
+use proxy_user::cli::run::LogFormat;
 use proxy_user::cli::{Cli, Command, cleanup, flows};
 use proxy_user::daemon::{self, RunError};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match command(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => match e.downcast_ref::<RunError>() {
-            // A wrong command line, though clap cannot tell: its form and its exit code.
-            Some(usage @ RunError::NoTrust) => {
-                clap::Error::raw(ErrorKind::MissingRequiredArgument, format!("{usage}\n")).exit()
-            }
-            _ => {
-                // Every error says what it was caused by.
-                eprintln!("error: {e}");
-                ExitCode::FAILURE
-            }
-        },
+    let Err(error) = command(cli.command) else {
+        return ExitCode::SUCCESS;
+    };
+    // Not `eprintln`, which panics where nobody reads it.
+    let mut stderr = std::io::stderr().lock();
+    match error.downcast_ref::<RunError>() {
+        // A wrong command line, though clap cannot tell: its form and its exit code.
+        Some(usage @ (RunError::NoTrust | RunError::LocalUpstream(_))) => {
+            clap::Error::raw(ErrorKind::ArgumentConflict, format!("{usage}\n")).exit()
+        }
+        _ => _ = writeln!(stderr, "error: {}", with_causes(&error)),
     }
+    ExitCode::FAILURE
+}
+
+/// The error and its causes, less those that it has told already: most of ours do.
+fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |told, cause| {
+        let cause = cause.to_string();
+        match told.as_str() {
+            "" => cause,
+            said if said.contains(&cause) => told,
+            _ => format!("{told}: {cause}"),
+        }
+    })
 }
 
 fn command(command: Command) -> anyhow::Result<()> {
@@ -39,32 +51,46 @@ fn command(command: Command) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         match command {
-            Command::Run(args) => run(*args).await?,
-            Command::Flows(args) => println!("{}", flows::flows(&args).await?),
+            Command::Run(args) => {
+                log(args.log_format);
+                daemon::run(*args).await?;
+            }
+            Command::Flows(args) => print(&flows::flows(&args).await?)?,
             Command::Cleanup(args) => {
                 log(LogFormat::Text);
                 for line in cleanup::cleanup(&args).await? {
-                    println!("removed {line}");
+                    print(&format!("removed {line}"))?;
                 }
             }
-            Command::Probe => print!("{}", probe::probe()),
+            Command::Probe => print(probe::probe().to_string().trim_end())?,
         }
         Ok(())
     })
 }
 
-async fn run(args: RunArgs) -> Result<(), RunError> {
-    log(args.log_format);
-    daemon::run(args).await
+/// A line on standard output. A reader that has had enough is no failure.
+fn print(line: &str) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout().lock(), "{line}") {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("standard output"),
+    }
 }
 
 fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::builder().try_from_env();
+    let bad = std::env::var_os(EnvFilter::DEFAULT_ENV).and(filter.as_ref().err());
+    let bad = bad.map(ToString::to_string);
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        // A log that nobody reads any more must not end the daemon.
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    if let Some(e) = bad {
+        tracing::warn!("RUST_LOG is not understood, `info` is used: {e}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use proxy_core::address::Upstream;
@@ -34,9 +34,10 @@ impl FromStr for HostPort {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (host, port) = text.rsplit_once(':').ok_or(ParseHostPortError::NoPort)?;
+        let digits = port.bytes().all(|b| b.is_ascii_digit());
         let port = match port.parse() {
-            Ok(0) | Err(_) => return Err(ParseHostPortError::Port(port.to_owned())),
-            Ok(port) => port,
+            Ok(port) if digits && port > 0 => port,
+            Ok(_) | Err(_) => return Err(ParseHostPortError::Port(port.to_owned())),
         };
         let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let bracketed = host
@@ -81,8 +82,12 @@ pub async fn resolve(name: &HostPort) -> Result<Vec<Upstream>, ResolveError> {
     let found = tokio::net::lookup_host((name.host.as_str(), name.port))
         .await
         .map_err(|e| ResolveError::Failed(name.clone(), e))?;
-    let mut upstreams: Vec<Upstream> = found.map(|a: SocketAddr| Upstream::new(a)).collect();
-    upstreams.dedup();
+    let mut upstreams = Vec::new();
+    for upstream in found.map(Upstream::new) {
+        if !upstreams.contains(&upstream) {
+            upstreams.push(upstream);
+        }
+    }
     if upstreams.is_empty() {
         return Err(ResolveError::NoAddress(name.clone()));
     }
@@ -113,6 +118,7 @@ mod tests {
             ("nginx:", Port(String::new())),
             ("nginx:0", Port("0".into())),
             ("nginx:65536", Port("65536".into())),
+            ("nginx:+80", Port("+80".into())),
             (":80", Host(String::new())),
             ("2001:db8::1:80", Host("2001:db8::1".into())),
             ("[192.0.2.1]:80", Host("[192.0.2.1]".into())),

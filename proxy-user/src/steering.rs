@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -65,6 +66,9 @@ pub enum ClaimError {
         /// The backend.
         upstream: Upstream,
     },
+    /// As many flows as allowed are open.
+    #[error("{0} flows are open, as many as --max-flows allows")]
+    TooMany(usize),
     /// The flow table did not take it.
     #[error(transparent)]
     Table(#[from] ReserveError),
@@ -81,7 +85,7 @@ impl ClaimError {
             Self::FamilyMismatch { .. } => "family-mismatch",
             Self::ClientAddress { .. } => "client-address-unusable",
             Self::PortsTaken { .. } => "client-ports-taken",
-            Self::Table(ReserveError::Full) => "flow-table-full",
+            Self::TooMany(_) | Self::Table(ReserveError::Full) => "flow-table-full",
             Self::Table(ReserveError::Taken | ReserveError::Map(_)) => "flow-table-error",
             Self::Cookie(_) => "socket-error",
         }
@@ -92,6 +96,8 @@ impl ClaimError {
 #[derive(Debug)]
 pub struct Steering {
     table: FlowTable,
+    max_flows: usize,
+    open: AtomicUsize,
     lingering: Mutex<HashMap<Tuple, Lingering>>,
 }
 
@@ -101,30 +107,38 @@ struct Lingering {
     flow: u64,
     /// The `STEER_OUT` entry, once the SYN has left.
     out: Option<Tuple>,
+    /// The connection was made. If it was not, closing its socket has sent nothing, and nothing is
+    /// left to say in the client's name.
+    established: bool,
 }
 
 impl Steering {
     /// Takes over the table, with what an earlier daemon has left in it.
     #[must_use]
-    pub fn new(table: FlowTable) -> Arc<Self> {
-        let lingering = table
-            .entries()
-            .into_iter()
-            .filter(|(_, entry)| entry.action == STEER_IN)
-            .map(|(reply, entry)| {
-                let out = (entry.seen & SEEN_SYN != 0).then(|| entry.rewrite.reversed());
-                (
-                    reply,
-                    Lingering {
-                        flow: entry.flow,
-                        out,
-                    },
-                )
-            })
-            .collect();
+    pub fn new(table: FlowTable, max_flows: usize) -> Arc<Self> {
+        let mut lingering = HashMap::new();
+        for (tuple, entry) in table.entries() {
+            let (reply, out) = match entry.action {
+                STEER_IN if entry.seen & SEEN_SYN == 0 => (tuple, None),
+                STEER_IN => (tuple, Some(entry.rewrite.reversed())),
+                // Its other entry may have been lost when the daemon died.
+                _ => (entry.rewrite.reversed(), Some(tuple)),
+            };
+            let flow = Lingering {
+                flow: entry.flow,
+                out,
+                established: true,
+            };
+            let known = lingering.entry(reply).or_insert(flow);
+            known.out = known.out.or(out);
+        }
+        table.withdraw_all();
+        let (open, lingering) = (AtomicUsize::new(0), Mutex::new(lingering));
         Arc::new(Self {
             table,
-            lingering: Mutex::new(lingering),
+            max_flows,
+            open,
+            lingering,
         })
     }
 
@@ -143,6 +157,7 @@ impl Steering {
             return Err(ClaimError::ClientAddress { client, what });
         }
         let flow = sys::socket_cookie(socket).map_err(ClaimError::Cookie)?;
+        let place = self.place()?;
         let wanted = (client.port() != 0).then_some(client.port());
         let others = std::iter::repeat_with(|| fastrand::u16(FALLBACK_PORTS)).take(PORT_ATTEMPTS);
         for port in wanted.into_iter().chain(others) {
@@ -151,10 +166,11 @@ impl Steering {
             match self.reserve(reply, flow) {
                 Ok(()) => {
                     return Ok(Identity {
-                        steering: Arc::clone(self),
+                        place,
                         flow,
                         reply,
                         out: None,
+                        established: false,
                     });
                 }
                 Err(ReserveError::Taken) => {}
@@ -162,6 +178,15 @@ impl Steering {
             }
         }
         Err(ClaimError::PortsTaken { client, upstream })
+    }
+
+    /// A place among the flows that may be open at once.
+    fn place(self: &Arc<Self>) -> Result<Place, ClaimError> {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.max_flows {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return Err(ClaimError::TooMany(self.max_flows));
+        }
+        Ok(Place(Arc::clone(self)))
     }
 
     fn reserve(&self, reply: Tuple, flow: u64) -> Result<(), ReserveError> {
@@ -189,22 +214,28 @@ impl Steering {
     }
 
     /// Forgets lingering entries whose time has come; `now_ns` is `CLOCK_MONOTONIC`. Returns how
-    /// many remain.
+    /// many remain. A system call or two an entry: not for an async task.
     pub fn sweep(&self, now_ns: u64) -> usize {
-        let mut lingering = self.lingering();
-        lingering.retain(|reply, flow| {
-            let Some((last_seen_ns, closed)) = self.state(reply, flow) else {
-                self.forget(reply, flow);
-                return false;
-            };
-            let age = Duration::from_nanos(now_ns.saturating_sub(last_seen_ns));
-            let stays = age < if closed { LINGER_CLOSED } else { LINGER_OPEN };
-            if !stays {
-                self.forget(reply, flow);
+        let looked_at: Vec<_> = self.lingering().iter().map(|(r, f)| (*r, *f)).collect();
+        for (reply, flow) in looked_at {
+            let stays = self
+                .state(&reply, &flow)
+                .is_some_and(|(last_seen_ns, closed)| {
+                    let age = Duration::from_nanos(now_ns.saturating_sub(last_seen_ns));
+                    age < if closed { LINGER_CLOSED } else { LINGER_OPEN }
+                });
+            let mut lingering = self.lingering();
+            // A new flow may have taken the tuple, and left it, meanwhile.
+            if !stays
+                && lingering
+                    .get(&reply)
+                    .is_some_and(|now| now.flow == flow.flow)
+            {
+                lingering.remove(&reply);
+                self.forget(&reply, &flow);
             }
-            stays
-        });
-        lingering.len()
+        }
+        self.lingering().len()
     }
 
     /// When a lingering flow's last packet passed, in ns of `CLOCK_MONOTONIC`, and whether both
@@ -213,7 +244,8 @@ impl Steering {
         let out = self.entry(&flow.out?, flow.flow)?;
         let back = self.entry(reply, flow.flow)?;
         let reset = (out.seen | back.seen) & SEEN_RST != 0;
-        let closed = reset || out.seen & back.seen & SEEN_FIN != 0;
+        let finished = out.seen & back.seen & SEEN_FIN != 0;
+        let closed = reset || finished || !flow.established;
         Some((out.last_seen_ns.max(back.last_seen_ns), closed))
     }
 
@@ -241,10 +273,21 @@ impl Steering {
 /// A flow's place in the table, for as long as its upstream socket is open.
 #[derive(Debug)]
 pub struct Identity {
-    steering: Arc<Steering>,
+    place: Place,
     flow: u64,
     reply: Tuple,
     out: Option<Tuple>,
+    established: bool,
+}
+
+/// One of the flows that may be open at once.
+#[derive(Debug)]
+struct Place(Arc<Steering>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Identity {
@@ -257,11 +300,12 @@ impl Identity {
     /// Was the connection that this socket has made, or has tried to make, really steered? If not,
     /// its packets took a way without our programs and showed the proxy's address.
     pub fn confirm(&mut self, local: SocketAddr) -> bool {
-        self.steering.table.withdraw(self.flow);
+        self.steering().table.withdraw(self.flow);
         let out = Tuple::new(local, self.reply.source());
-        let steered = self.steering.entry(&out, self.flow).is_some();
+        let steered = self.steering().entry(&out, self.flow).is_some();
         if steered {
             self.out = Some(out);
+            self.established = true;
         }
         steered
     }
@@ -270,18 +314,22 @@ impl Identity {
     #[must_use]
     pub fn packets(&self) -> (u64, u64) {
         let count = |tuple: &Tuple| {
-            self.steering
+            self.steering()
                 .entry(tuple, self.flow)
                 .map_or(0, |e| e.packets)
         };
         (self.out().as_ref().map_or(0, count), count(&self.reply))
     }
 
+    fn steering(&self) -> &Steering {
+        &self.place.0
+    }
+
     /// The `STEER_OUT` entry's key: known to us once confirmed, and before that to the program that
     /// has completed the reply's entry when the SYN left.
     fn out(&self) -> Option<Tuple> {
         self.out.or_else(|| {
-            let entry = self.steering.entry(&self.reply, self.flow)?;
+            let entry = self.steering().entry(&self.reply, self.flow)?;
             (entry.seen & SEEN_SYN != 0).then(|| entry.rewrite.reversed())
         })
     }
@@ -289,30 +337,32 @@ impl Identity {
 
 impl Drop for Identity {
     fn drop(&mut self) {
-        self.steering.table.withdraw(self.flow);
+        self.steering().table.withdraw(self.flow);
         let flow = Lingering {
             flow: self.flow,
             out: self.out(),
+            established: self.established,
         };
-        self.steering.lingering().insert(self.reply, flow);
+        self.steering().lingering().insert(self.reply, flow);
     }
 }
 
 /// What makes the client's address unfit as a source towards `upstream`, if anything does.
 fn unusable(client: Client, upstream: Upstream) -> Option<&'static str> {
-    let ip = client.ip();
-    let broadcast = match ip {
-        IpAddr::V4(v4) => v4.is_broadcast(),
-        IpAddr::V6(_) => false,
+    let what = match client.ip() {
+        ip if ip == upstream.ip() => "the upstream's own address",
+        ip if ip.is_unspecified() => "the unspecified address",
+        ip if ip.is_loopback() => "a loopback address",
+        ip if ip.is_multicast() => "a multicast address",
+        IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
+        // Neighbours on a link reply to each other without any router.
+        IpAddr::V4(v4) if v4.is_link_local() => "a link-local address",
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => "a link-local address",
+        // RFC 1122, 3.2.1.3 (0/8) and RFC 1112, 4 (240/4): no host has them.
+        IpAddr::V4(v4) if v4.octets()[0] == 0 || v4.octets()[0] >= 240 => "a reserved address",
+        IpAddr::V4(_) | IpAddr::V6(_) => return None,
     };
-    match () {
-        () if ip.is_unspecified() => Some("the unspecified address"),
-        () if ip.is_loopback() => Some("a loopback address"),
-        () if ip.is_multicast() => Some("a multicast address"),
-        () if broadcast => Some("the broadcast address"),
-        () if ip == upstream.ip() => Some("the upstream's own address"),
-        () => None,
-    }
+    Some(what)
 }
 
 #[cfg(test)]
@@ -332,6 +382,10 @@ mod tests {
             "224.0.0.1:1",
             "255.255.255.255:1",
             "198.51.100.2:1",
+            "0.1.2.3:1",
+            "169.254.1.1:1",
+            "240.0.0.1:1",
+            "[fe80::1]:1",
             "[::]:1",
             "[::1]:1",
             "[ff02::1]:1",

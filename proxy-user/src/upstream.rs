@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use crate::header::Identified;
 use crate::steering::{ClaimError, Identity, Steering};
+use crate::sys;
 
 /// Whose address the backend sees.
 #[derive(Clone, Debug)]
@@ -58,6 +59,24 @@ pub struct Connector {
     pub timeout: Duration,
 }
 
+/// A connection about to be made. Dropped before it is established and handed over, it ends in a RST
+/// or in nothing, never in an orderly FIN.
+#[derive(Debug)]
+pub struct Prepared {
+    socket: TcpSocket,
+    identity: Option<Identity>,
+    /// The backend.
+    pub upstream: Upstream,
+}
+
+impl Prepared {
+    /// The source that the backend will see, where it is known before.
+    #[must_use]
+    pub fn source(&self) -> Option<SocketAddr> {
+        self.identity.as_ref().map(Identity::source)
+    }
+}
+
 /// The upstream side of a flow.
 #[derive(Debug)]
 pub struct Connected {
@@ -65,8 +84,6 @@ pub struct Connected {
     pub stream: TcpStream,
     /// Its place in the flow table, where it carries the client's address.
     pub identity: Option<Identity>,
-    /// The backend.
-    pub upstream: Upstream,
     /// The source that the backend sees.
     pub source: SocketAddr,
     /// Payload that has gone to it, in bytes; not the header.
@@ -122,6 +139,9 @@ pub enum ConnectError {
     /// The client's side could not be read.
     #[error("reading the client's first bytes: {0}")]
     Downstream(#[source] io::Error),
+    /// The client's side was reset meanwhile.
+    #[error("the client's side was reset while {0} was being connected to")]
+    Left(Upstream),
 }
 
 impl ConnectError {
@@ -134,6 +154,10 @@ impl ConnectError {
             Self::Connect(_, e) if e.kind() == io::ErrorKind::ConnectionRefused => {
                 "upstream-refused"
             }
+            Self::Connect(_, e) if e.kind() == io::ErrorKind::ConnectionReset => "upstream-reset",
+            Self::Connect(_, e) if e.kind() == io::ErrorKind::AddrNotAvailable => {
+                "local-ports-exhausted"
+            }
             Self::Connect(..) => "upstream-unreachable",
             Self::Timeout(..) => "upstream-timeout",
             Self::NoReply { .. } => "upstream-no-reply",
@@ -141,6 +165,7 @@ impl ConnectError {
             Self::Header(_) => "header-too-long",
             Self::Send(..) => "upstream-send-error",
             Self::Downstream(_) => "downstream-read-error",
+            Self::Left(_) => "downstream-reset",
         }
     }
 }
@@ -159,19 +184,38 @@ impl Connector {
             .unwrap_or(&self.upstreams[0])
     }
 
-    /// Connects to the backend for `identified`, which listened at `listener`.
+    /// Makes everything ready to connect for `client`, the client's identity included.
+    pub fn prepare(&self, client: Client) -> Result<Prepared, ConnectError> {
+        let upstream = self.upstream_for(client);
+        let socket = new_socket(upstream).map_err(|e| ConnectError::Socket(upstream, e))?;
+        let identity = self.claim(&socket, client, upstream)?;
+        Ok(Prepared {
+            socket,
+            identity,
+            upstream,
+        })
+    }
+
+    /// Connects to the backend for `identified`, which connected to `listener`.
     pub async fn connect(
         &self,
+        prepared: Prepared,
         identified: &Identified,
         listener: Listener,
     ) -> Result<Connected, ConnectError> {
         let started = Instant::now();
-        let upstream = self.upstream_for(identified.client);
-        let socket = new_socket(upstream).map_err(|e| ConnectError::Socket(upstream, e))?;
-        let mut identity = self.claim(&socket, identified.client, upstream)?;
+        let Prepared {
+            socket,
+            mut identity,
+            upstream,
+        } = prepared;
         let connecting = timeout(self.timeout, socket.connect(upstream.socket_addr()));
         let mut stream = match connecting.await {
             Ok(Ok(stream)) => stream,
+            // The kernel's own limit (tcp_syn_retries) was the shorter one.
+            Ok(Err(e)) if e.raw_os_error() == Some(libc::ETIMEDOUT) => {
+                return Err(self.no_answer(upstream, identity.as_ref()));
+            }
             Ok(Err(e)) => return Err(ConnectError::Connect(upstream, e)),
             Err(_) => return Err(self.no_answer(upstream, identity.as_ref())),
         };
@@ -188,10 +232,10 @@ impl Connector {
         let sent = self
             .send_first(&mut stream, identified, listener, upstream)
             .await?;
+        sys::reset_on_close(&stream, false);
         Ok(Connected {
             stream,
             identity,
-            upstream,
             source,
             sent,
             took,
@@ -302,5 +346,6 @@ fn new_socket(upstream: Upstream) -> io::Result<TcpSocket> {
     };
     // What the client sent in one piece has been sent in one piece: nothing is gained by waiting.
     socket.set_nodelay(true)?;
+    sys::reset_on_close(&socket, true);
     Ok(socket)
 }

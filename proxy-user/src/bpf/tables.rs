@@ -74,6 +74,15 @@ impl FlowTable {
         let _ = lock(&self.connecting).remove(&flow);
     }
 
+    /// Withdraws all: those that another daemon announced.
+    pub fn withdraw_all(&self) {
+        let mut connecting = lock(&self.connecting);
+        let flows: Vec<u64> = connecting.keys().flatten().collect();
+        for flow in flows {
+            let _ = connecting.remove(&flow);
+        }
+    }
+
     /// What is done to packets of `tuple`.
     #[must_use]
     pub fn get(&self, tuple: &Tuple) -> Option<Translation> {

@@ -49,7 +49,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: SocketAddr,
 
-    /// Backend to connect to. A name is resolved once, at start.
+    /// Backend to connect to. A name is resolved once, at start; of its addresses the first of the
+    /// client's family is used.
     #[arg(long, value_name = "HOST:PORT")]
     pub upstream: HostPort,
 
@@ -93,7 +94,7 @@ pub struct RunArgs {
     pub attach: AttachMode,
 
     /// How long a PROXY header may take (the specification asks for at least 3 s).
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = positive_duration)]
     pub header_timeout: Duration,
 
     /// Largest PROXY header of version 2 that is read, in bytes: 536 to 65551.
@@ -101,18 +102,18 @@ pub struct RunArgs {
     pub max_header: u32,
 
     /// How long connecting to the backend may take.
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = positive_duration)]
     pub connect_timeout: Duration,
 
     /// How long a flow may stay without a byte in either direction.
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = positive_duration)]
     pub idle_timeout: Duration,
 
     /// How long a flow may stay without a byte once one side has closed.
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = positive_duration)]
     pub half_close_timeout: Duration,
 
-    /// How long open flows may go on after SIGTERM or SIGINT, before they are reset. A second signal
+    /// How long open flows may go on after SIGTERM, SIGINT or SIGHUP, before they are reset. A second signal
     /// ends the wait.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
@@ -137,6 +138,14 @@ pub struct RunArgs {
     /// Where it listens for commands.
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("it must be more than 0".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(e) => Err(format!("{e}; write 500ms, 5s, 2m, 1h")),
+    }
 }
 
 const EXAMPLES: &str = "\

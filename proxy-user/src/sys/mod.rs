@@ -14,22 +14,20 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpStream;
 
 /// The socket's cookie (`SO_COOKIE`): unique for this boot, over all network namespaces.
 pub fn socket_cookie(socket: &impl AsFd) -> io::Result<u64> {
     SockRef::from(socket).cookie()
 }
 
-/// Makes closing a connection send a RST (`SO_LINGER` 0; RFC 9293, 3.10.4, "ABORT"): what is queued is
-/// thrown away.
-pub fn reset_on_close(stream: &TcpStream) {
-    // If it fails the peer is gone, and a RST has no reader.
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+/// Makes closing a connection send a RST and throw away what is queued (`SO_LINGER` 0; RFC 9293,
+/// 3.10.4, "ABORT"), or makes it orderly again.
+pub fn reset_on_close(socket: &impl AsFd, reset: bool) {
+    // If it fails the connection is gone, and neither has a reader.
+    let _ = SockRef::from(socket).set_linger(reset.then_some(Duration::ZERO));
 }
 
 /// `CLOCK_MONOTONIC` in ns, the clock of `bpf_ktime_get_ns`.
-///
 #[must_use]
 pub fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);

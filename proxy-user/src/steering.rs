@@ -158,6 +158,9 @@ impl Steering {
         }
         let flow = sys::socket_cookie(socket).map_err(ClaimError::Cookie)?;
         let place = self.place()?;
+        if self.lingering().len() >= self.max_flows {
+            self.forget_closed();
+        }
         let wanted = (client.port() != 0).then_some(client.port());
         let others = std::iter::repeat_with(|| fastrand::u16(FALLBACK_PORTS)).take(PORT_ATTEMPTS);
         for port in wanted.into_iter().chain(others) {
@@ -211,6 +214,14 @@ impl Steering {
             self.forget(reply, &flow);
         }
         closed
+    }
+
+    /// Makes room: entries whose connection is over linger only for the sake of late packets.
+    fn forget_closed(&self) {
+        let looked_at: Vec<_> = self.lingering().keys().copied().collect();
+        for reply in looked_at {
+            self.evict_closed(&reply);
+        }
     }
 
     /// Forgets lingering entries whose time has come; `now_ns` is `CLOCK_MONOTONIC`. Returns how

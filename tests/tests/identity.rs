@@ -62,6 +62,11 @@ fn main() -> ExitCode {
             &[BPFTOOL],
             move |lab| flow_table_is_readable(lab, family),
         );
+        suite.test(
+            format!("the_address_of_another_connection_{family}"),
+            &[],
+            move |lab| address_of_another(lab, family),
+        );
         suite.test(format!("two_instances_{family}"), &[], move |lab| {
             two_instances(lab, family)
         });
@@ -386,4 +391,40 @@ async fn flow_table_is_readable(lab: Lab, family: Family) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A header that names an address and port which a connection of this very host has towards the
+/// backend, or a flow of another instance: whatever becomes of the new one, the old one lives.
+async fn address_of_another(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
+        options
+            .engine(Engine::Copy)
+            .with("--connect-timeout=1500ms")
+    })
+    .await?;
+    let listen = scene.net.proxy_addr(family, 8444);
+    let upstream = scene.backend.local_addr()?;
+    let options = Options::new(listen, upstream).accept_proxy(family.everything());
+    let _second = Limpid::start_as("second", &scene.net.proxy, &lab, &options)?;
+
+    let mut local = scene.net.proxy.connect(upstream).await?;
+    let (mut server, _) = scene.accept().await?;
+    let mut flow = scene.net.edge.connect(listen).await?;
+    let client = scene.new_client();
+    flow.write_all(&Version::V2.header(client, listen)).await?;
+    let (mut backend, _) = scene.accept().await?;
+
+    for taken in [local.local_addr()?, client] {
+        let mut intruder = scene.connect().await?;
+        let header = Version::V2.header(taken, scene.address());
+        intruder.write_all(&header).await?;
+        transfer::expect_closed(&mut intruder).await?;
+    }
+    let (up, down) = (Flow::new(300_000, 1), Flow::new(300_000, 2));
+    transfer::exchange(&mut local, &mut server, up, down)
+        .await
+        .context("the host's own connection")?;
+    transfer::exchange(&mut flow, &mut backend, up, down)
+        .await
+        .context("the other instance's flow")
 }

@@ -48,6 +48,11 @@ fn main() -> ExitCode {
         suite.test(format!("flow_table_full_{family}"), &[], move |lab| {
             flow_table_full(lab, family)
         });
+        suite.test(
+            format!("failed_connects_leave_the_table_{family}"),
+            &[],
+            move |lab| failed_connects_leave_the_table(lab, family),
+        );
         suite.test(format!("out_of_files_{family}"), &[], move |lab| {
             out_of_files(lab, family)
         });
@@ -220,5 +225,42 @@ async fn flow_table_full(lab: Lab, family: Family) -> Result<()> {
     // Entries linger for a while after their sockets.
     tokio::time::sleep(scaled(Duration::from_secs(4))).await;
     scene.open().await.context("after the others have gone")?;
+    Ok(())
+}
+
+/// A backend that answers nobody for a while does not shut out those who come afterwards.
+async fn failed_connects_leave_the_table(lab: Lab, family: Family) -> Result<()> {
+    const FLOWS: usize = 8;
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
+        options
+            .engine(Engine::Copy)
+            .with("--connect-timeout=300ms")
+            .with(format!("--max-flows={FLOWS}"))
+    })
+    .await?;
+    scene.net.proxy.ip("link set inside arp off")?;
+    scene.net.backend.ip("link set eth0 down")?;
+    for _ in 0..3 {
+        let mut tried = Vec::new();
+        for _ in 0..FLOWS {
+            let mut client = scene.connect().await?;
+            let header = Version::V2.header(scene.new_client(), scene.address());
+            client.write_all(&header).await?;
+            tried.push(client);
+        }
+        for mut client in tried {
+            transfer::expect_closed(&mut client).await?;
+        }
+    }
+    let failed = scene.limpid.wait_for_access_lines(3 * FLOWS).await?;
+    for line in &failed {
+        let end = line.get("end")?;
+        ensure!(end == "upstream-no-reply", "{line:?}");
+    }
+    let dump = scene.limpid.pins().join("flows");
+    let dump = ["map", "dump", "pinned", &dump.to_string_lossy(), "--json"];
+    tokio::time::sleep(scaled(Duration::from_secs(3))).await;
+    let left = scene.net.proxy.run("bpftool", &dump)?;
+    ensure!(left.trim() == "[]", "left in the table: {left}");
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! The contenders: every way from client to backend that is measured.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -168,9 +167,7 @@ impl Contender {
             name,
             bed,
         };
-        contender
-            .check(lab.path())
-            .with_context(|| contender.name.clone())?;
+        contender.check().with_context(|| contender.name.clone())?;
         Ok(contender)
     }
 
@@ -191,9 +188,22 @@ impl Contender {
         }
     }
 
+    /// The last line that the program in the middle wrote, if it wrote any.
+    pub(crate) fn last_words(&self) -> String {
+        let output = match &self.running {
+            Running::Nothing => return String::new(),
+            Running::Process(process) => process.output(),
+            Running::Limpid(limpid) => limpid.log(),
+        };
+        match output.unwrap_or_default().trim_end().lines().last() {
+            Some(line) if !line.is_empty() => format!("({} said: {line})", self.name),
+            Some(_) | None => String::new(),
+        }
+    }
+
     /// One connection that works, and that is carried as it should be: what falls back to another
     /// engine would be measured under the wrong name.
-    fn check(&self, directory: &Path) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let echo = services::echo(&self.bed.backend)?;
         let mut connections = services::open(&self.bed.client, self.target(), 1)?;
         let carried = match (&self.running, &self.kind) {
@@ -202,8 +212,7 @@ impl Contender {
             }
             _ => Ok(()),
         };
-        let said = directory.join(format!("limpid-{}-proxy.stderr.log", self.name));
-        carried.with_context(|| std::fs::read_to_string(said).unwrap_or_default())?;
+        carried.with_context(|| self.last_words())?;
         connections.clear();
         drop(echo);
         Ok(())

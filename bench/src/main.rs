@@ -70,6 +70,10 @@ struct Arguments {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=60))]
     stall: u64,
 
+    /// Seconds to wait before a measurement for other work on the machine to pause
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=600))]
+    patience: u64,
+
     /// Measure limpid's engines with `--source proxy` too, not only with `--source client`
     #[arg(long)]
     both_sources: bool,
@@ -210,7 +214,7 @@ fn measure(
             for turn in 0..contenders.len() {
                 // Another one goes first in each round.
                 let contender = &contenders[(turn + round) % contenders.len()];
-                surroundings.listen()?;
+                surroundings.listen(Duration::from_secs(arguments.patience))?;
                 let measured = workload.run(contender, directory, &extent);
                 done += 1;
                 let progress = format!(
@@ -231,9 +235,10 @@ fn measure(
                         eprintln!("{progress}: {}", shown.join(", "));
                     }
                     Err(error) => {
-                        eprintln!("{progress}: FAILED: {error:#}");
+                        let said = contender.last_words();
+                        eprintln!("{progress}: FAILED: {error:#} {said}");
                         notes.push(format!(
-                            "failed: {workload}: {} (round {}): {error:#}",
+                            "failed: {workload}: {} (round {}): {error:#} {said}",
                             contender.name,
                             round + 1
                         ));

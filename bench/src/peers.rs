@@ -6,21 +6,28 @@ use std::path::Path;
 use anyhow::Result;
 use limpid_tests::net::Host;
 use limpid_tests::process::Process;
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::bed::{LISTENER, PORT, SERVICE};
 
 /// Of each nginx worker; open files are the narrower limit.
 const CONNECTIONS: u32 = 100_000;
 
-/// HAProxy in TCP mode. It takes as many connections as it may open files for; pipes would count too,
-/// one for every fourth connection unless told otherwise.
+/// Files that HAProxy opens beside those of its connections, with some to spare, and how many pipes
+/// are among them (else it wants one for every fourth connection).
+const HAPROXY_FILES: u64 = 600;
+const HAPROXY_PIPES: u64 = 100;
+
+/// HAProxy in TCP mode, for as many connections as it may open files for.
 pub(crate) fn haproxy(host: &Host, directory: &Path, name: &str, splice: bool) -> Result<Process> {
     let config = directory.join(format!("{name}.cfg"));
+    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let connections = files.saturating_sub(HAPROXY_FILES) / 2;
     let splice = if splice { "option splice-auto" } else { "" };
     std::fs::write(
         &config,
         format!(
-            "global\n  maxpipes 100\n\
+            "global\n  maxconn {connections}\n  maxpipes {HAPROXY_PIPES}\n\
              defaults\n  mode tcp\n  {splice}\n\
              \x20 timeout connect 10s\n  timeout client 1h\n  timeout server 1h\n\
              listen service\n  bind {LISTENER}\n  server backend {SERVICE}\n"

@@ -12,6 +12,9 @@ use crate::cpu::Cpu;
 /// For how long the machine is listened to before each measurement.
 const QUIET: Duration = Duration::from_millis(250);
 
+/// CPUs that others may keep busy without being waited for.
+const MUCH: f64 = 0.1;
+
 /// Where, with what, and in whose company a run was made.
 #[derive(Clone, Debug)]
 pub(crate) struct Surroundings {
@@ -48,13 +51,17 @@ impl Surroundings {
         }
     }
 
-    /// Waits a moment in which nothing is measured, and notes how busy the machine is then.
-    pub(crate) fn listen(&mut self) -> Result<()> {
-        let (before, start) = (Cpu::now(None)?, Instant::now());
-        thread::sleep(QUIET);
-        let busy = (Cpu::now(None)? - before).machine;
-        self.others.push(busy / start.elapsed().as_secs_f64());
-        Ok(())
+    /// Waits until nobody else does much on the machine, but no longer than `patience`, and notes
+    /// how busy it is then.
+    pub(crate) fn listen(&mut self, patience: Duration) -> Result<()> {
+        let end = Instant::now() + patience;
+        loop {
+            let busy = busy()?;
+            if busy <= MUCH || Instant::now() >= end {
+                self.others.push(busy);
+                return Ok(());
+            }
+        }
     }
 
     /// After a run.
@@ -70,6 +77,14 @@ impl Surroundings {
         let most = sorted.last().copied();
         (middle.unwrap_or(0.0), most.unwrap_or(0.0))
     }
+}
+
+/// CPUs that do something while nothing is measured.
+fn busy() -> Result<f64> {
+    let (before, start) = (Cpu::now(None)?, Instant::now());
+    thread::sleep(QUIET);
+    let busy = (Cpu::now(None)? - before).machine;
+    Ok(busy / start.elapsed().as_secs_f64())
 }
 
 fn machine() -> String {
@@ -91,12 +106,13 @@ fn load() -> String {
         .join(" ")
 }
 
-/// The first line of what it prints; some print it to standard error, some fail afterwards.
+/// The first word with a number in it; some print it to standard error, some fail afterwards.
 fn version(program: &str, flag: &str) -> Option<String> {
     let output = Command::new(program).arg(flag).output().ok()?;
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
-    let line = text.lines().find(|line| !line.trim().is_empty())?;
-    let words: Vec<&str> = line.split_whitespace().collect();
-    Some(words[..words.len().min(4)].join(" "))
+    let is_number = |word: &&str| word.contains('.') && word.contains(|c: char| c.is_ascii_digit());
+    let number = text.split_whitespace().find(is_number)?;
+    let number = number.rsplit('/').next().unwrap_or(number);
+    Some(format!("{program} {number}"))
 }

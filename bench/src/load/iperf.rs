@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use serde_json::Value;
 
 use super::{Extent, Reading, generate, number, with_cpu};
 use crate::bed::PORT;
@@ -36,7 +37,10 @@ pub(super) fn bulk(
     let (printed, cpu) = with_cpu(on, || {
         generate(&on.bed.client, "iperf3", extent.time, &arguments)
     })?;
-    let said = serde_json::from_str(&printed)?;
+    let said: Value = serde_json::from_str(&printed)?;
+    if let Some(error) = said["error"].as_str() {
+        bail!("iperf3: {error}");
+    }
     let gigabits = number(&said, "/end/sum_received/bits_per_second")? / 1e9;
     let gigabytes = number(&said, "/end/sum_received/bytes")? / 1e9;
     Ok(match direction {

@@ -18,7 +18,7 @@ use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 ///
 /// A daemon refuses to adopt maps of another version. Raise it with any change to a struct or to
 /// the meaning of a field.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// An IPv4 or IPv6 address, in network byte order; IPv4 as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
 #[repr(C, align(4))]

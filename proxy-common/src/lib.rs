@@ -1,7 +1,6 @@
 //! What limpid's BPF programs and its daemon share.
 //!
 //! * [`flow`]: the layout of the pinned flow table, with its version.
-//! * [`attachment`]: the record of clsact filters.
 //! * [`packet`]: pure decisions about packet headers, called by the tc programs and by host tests.
 //! * [`splice`]: the layout of the sockmap engine's table and its gate.
 //!
@@ -12,7 +11,6 @@
 #[cfg(test)]
 extern crate std;
 
-pub mod attachment;
 pub mod flow;
 pub mod packet;
 pub mod splice;

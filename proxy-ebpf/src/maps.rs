@@ -3,7 +3,6 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SockHash};
 use aya_ebpf::macros::btf_map;
-use proxy_common::attachment::{AttachPoint, Attachment};
 use proxy_common::splice::{Gate, Splice};
 use proxy_common::flow::{Meta, SteeringCounters, Translation, Tuple};
 
@@ -19,10 +18,6 @@ pub static CONNECTING: HashMap<u64, Tuple, 65_536, { BPF_F_NO_PREALLOC as usize 
 /// The layout of the pinned maps; written by the daemon that pins them.
 #[btf_map]
 pub static META: Array<Meta, 1> = Array::new();
-
-/// The clsact filters that the daemon added; no program reads it.
-#[btf_map]
-pub static ATTACHMENTS: HashMap<AttachPoint, Attachment, 256> = HashMap::new();
 
 /// What the steering programs count.
 #[btf_map]

@@ -18,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::bpf::attach::{self, AttachError};
+use crate::bpf::attach::{self, RemoveError};
 use crate::bpf::pins::{self, Pins};
 use crate::bpf::sockmap::{SockmapError, kernel_version};
 use crate::bpf::{self, Bpf, LoadError};
@@ -85,9 +85,9 @@ pub enum RunError {
     /// The BPF side cannot be set up.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// Steering cannot be attached or removed.
+    /// Something stays that was to be removed.
     #[error(transparent)]
-    Attach(#[from] AttachError),
+    Remove(#[from] RemoveError),
     /// The engine asked for cannot be had.
     #[error(transparent)]
     Engines(#[from] EnginesError),
@@ -118,7 +118,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let engines = match kernel.engines(args.splice) {
         Ok(engines) => engines,
         Err(e) => {
-            kernel.tear_down(&netlink).await?;
+            kernel.tear_down().await?;
             return Err(e.into());
         }
     };
@@ -154,7 +154,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         drain: args.drain_timeout,
     };
     daemon.run(listener, &mut kernel, &netlink).await;
-    kernel.tear_down(&netlink).await?;
+    kernel.tear_down().await?;
     tracing::info!("ended");
     Ok(())
 }
@@ -306,7 +306,7 @@ impl Kernel {
             Err(e) => return Err(e),
         };
         if steer && let Err(e) = kernel.steer(args, upstreams, netlink).await {
-            kernel.tear_down(netlink).await?;
+            kernel.tear_down().await?;
             return Err(e);
         }
         Ok(kernel)
@@ -409,7 +409,7 @@ impl Kernel {
     }
 
     /// Removes everything from the kernel, once the last sockets have closed.
-    async fn tear_down(self, netlink: &Netlink) -> Result<(), RunError> {
+    async fn tear_down(self) -> Result<(), RunError> {
         // Entries of a flow whose backend never closes do not hold up the end.
         let closed = async {
             while self.sweep().await > 0 {
@@ -426,7 +426,7 @@ impl Kernel {
         }
         let pins = bpf.pins().clone();
         drop(bpf);
-        attach::remove(&pins, netlink).await?;
+        attach::remove(&pins)?;
         Ok(())
     }
 }

@@ -1,7 +1,6 @@
 //! What the kernel's routing and link tables say, by rtnetlink.
 //!
-//! Reads, and one write: the removal of a clsact qdisc that limpid itself added. No route, rule or
-//! address is ever changed.
+//! Reads only, but for [`tc`]. No route, rule or address is ever changed.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,9 +12,10 @@ use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
-use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::{Handle, MulticastGroup};
 use thiserror::Error;
+
+pub mod tc;
 
 /// What a packet of an interface begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,42 +200,6 @@ impl Netlink {
                 source,
             }),
         }
-    }
-
-    /// Has the clsact qdisc of an interface any filter (`tc filter show dev … ingress|egress`)?
-    pub async fn has_clsact_filters(&self, index: u32) -> Result<bool, NetlinkError> {
-        let index = index.cast_signed();
-        let mut filters = self.handle.traffic_filter(index);
-        for get in [filters.get().ingress(), filters.get().egress()] {
-            let mut answers = std::pin::pin!(get.execute());
-            match answers.try_next().await {
-                Ok(None) => {}
-                Ok(Some(_)) => return Ok(true),
-                Err(source) => {
-                    let request = format!("filter show dev (index {index})");
-                    return Err(NetlinkError::Request { request, source });
-                }
-            }
-        }
-        Ok(false)
-    }
-
-    /// Removes the clsact qdisc of an interface (`tc qdisc del dev … clsact`).
-    pub async fn remove_clsact(&self, index: u32) -> Result<(), NetlinkError> {
-        let mut qdisc = self.handle.qdisc();
-        let mut request = qdisc.del(index.cast_signed());
-        request.message_mut().header.handle = TcHandle {
-            major: 0xffff,
-            minor: 0,
-        };
-        request.message_mut().header.parent = TcHandle::CLSACT;
-        request
-            .execute()
-            .await
-            .map_err(|source| NetlinkError::Request {
-                request: format!("qdisc del dev (index {index}) clsact"),
-                source,
-            })
     }
 }
 

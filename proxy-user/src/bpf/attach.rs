@@ -1,7 +1,7 @@
 //! The steering programs on interfaces: TCX links (Linux 6.6 and later) or clsact filters.
 //!
 //! Both outlive the daemon, so that the sockets it leaves behind can still finish in their client's
-//! name. A TCX link is pinned; a clsact filter is noted in `ATTACHMENTS` before it is made.
+//! name. A TCX link is pinned; a clsact filter carries the instance's name ([`super::clsact`]).
 //! Starting again replaces the program in place, without a gap.
 //!
 //! Among several programs on an interface ours is the first at ingress and the last at egress: the
@@ -10,20 +10,19 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::fd::AsFd as _;
 
-use aya::maps::{HashMap, MapData};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
-use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::sys::SyscallError;
-use nix::net::if_::if_indextoname;
-use proxy_common::attachment::{AttachPoint, Attachment};
 use thiserror::Error;
 
+use super::clsact::{self, Claim, ClsactError};
 use super::pins::{Pins, PinsError};
 use super::{Bpf, LoadError};
-use crate::netlink::{Interface, LinkHeader, Netlink, NetlinkError};
+use crate::netlink::tc::Hook;
+use crate::netlink::{Interface, LinkHeader};
 
 /// How programs are put on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -52,28 +51,47 @@ pub enum AttachError {
     /// A program could not be loaded, or a map not be used.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The kernel refused to attach.
-    #[error("cannot attach to {direction} of {interface} by {mode}: {source}")]
-    Refused {
+    /// The kernel refused a TCX link.
+    #[error("cannot attach to {hook} of {interface} by tcx: {source}")]
+    Tcx {
         /// The interface.
         interface: String,
-        /// "ingress" or "egress".
-        direction: &'static str,
-        /// "tcx" or "clsact".
-        mode: &'static str,
+        /// Where on it.
+        hook: Hook,
         /// What the kernel said.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// What was attached before could not be read or undone.
+    /// A filter could not be put on an interface.
+    #[error("cannot attach to {hook} of {interface} by clsact: {source}")]
+    Clsact {
+        /// The interface.
+        interface: String,
+        /// Where on it.
+        hook: Hook,
+        /// Why not.
+        #[source]
+        source: ClsactError,
+    },
+}
+
+/// Why something stays that was to be removed. Everything else was removed nevertheless.
+#[derive(Debug, Error)]
+pub enum RemoveError {
+    /// Filters or qdiscs.
+    #[error(transparent)]
+    Clsact(#[from] ClsactError),
+    /// Pins.
     #[error(transparent)]
     Pins(#[from] PinsError),
-    /// A qdisc of ours could not be removed.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    /// The network namespace could not be told.
-    #[error("cannot read /proc/self/ns/net: {0}")]
-    Namespace(#[source] io::Error),
+    /// Several things.
+    #[error("{}", list(.0))]
+    Several(Vec<RemoveError>),
+}
+
+fn list(errors: &[RemoveError]) -> String {
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    texts.join("; ")
 }
 
 /// What an interface is to steering.
@@ -96,57 +114,34 @@ impl fmt::Display for Place {
 
 impl Place {
     // Replies first: no SYN may leave before its reply can be brought back.
-    fn directions(self) -> &'static [Direction] {
+    fn hooks(self) -> &'static [Hook] {
         match self {
-            Self::Upstream => &[Direction::Ingress, Direction::Egress],
-            Self::BridgePort => &[Direction::Ingress],
+            Self::Upstream => &[Hook::Ingress, Hook::Egress],
+            Self::BridgePort => &[Hook::Ingress],
         }
     }
 }
 
-#[derive(Clone, Copy)]
-enum Direction {
-    Ingress,
-    Egress,
+fn program_name(hook: Hook, header: LinkHeader) -> &'static str {
+    match (hook, header) {
+        (Hook::Ingress, LinkHeader::Ethernet) => "steer_ingress_l2",
+        (Hook::Egress, LinkHeader::Ethernet) => "steer_egress_l2",
+        (Hook::Ingress, LinkHeader::None) => "steer_ingress_l3",
+        (Hook::Egress, LinkHeader::None) => "steer_egress_l3",
+    }
 }
 
-impl Direction {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Ingress => "ingress",
-            Self::Egress => "egress",
-        }
+fn attach_type(hook: Hook) -> TcAttachType {
+    match hook {
+        Hook::Ingress => TcAttachType::Ingress,
+        Hook::Egress => TcAttachType::Egress,
     }
+}
 
-    fn attach_type(self) -> TcAttachType {
-        match self {
-            Self::Ingress => TcAttachType::Ingress,
-            Self::Egress => TcAttachType::Egress,
-        }
-    }
-
-    fn program(self, header: LinkHeader) -> &'static str {
-        match (self, header) {
-            (Self::Ingress, LinkHeader::Ethernet) => "steer_ingress_l2",
-            (Self::Egress, LinkHeader::Ethernet) => "steer_egress_l2",
-            (Self::Ingress, LinkHeader::None) => "steer_ingress_l3",
-            (Self::Egress, LinkHeader::None) => "steer_egress_l3",
-        }
-    }
-
-    fn order(self) -> LinkOrder {
-        match self {
-            Self::Ingress => LinkOrder::first(),
-            Self::Egress => LinkOrder::last(),
-        }
-    }
-
-    /// Filters of a lower priority number run first.
-    fn priority(self) -> u16 {
-        match self {
-            Self::Ingress => 1,
-            Self::Egress => 0xc000,
-        }
+fn order(hook: Hook) -> LinkOrder {
+    match hook {
+        Hook::Ingress => LinkOrder::first(),
+        Hook::Egress => LinkOrder::last(),
     }
 }
 
@@ -164,17 +159,39 @@ impl Bpf {
         mode: AttachMode,
     ) -> Result<AttachMode, AttachError> {
         let mode = match mode {
-            AttachMode::Auto if tcx_supported() => AttachMode::Tcx,
+            AttachMode::Auto if query_tcx().is_ok() => AttachMode::Tcx,
             AttachMode::Auto => AttachMode::Clsact,
             named => named,
         };
-        for &direction in place.directions() {
+        for &hook in place.hooks() {
             match mode {
-                AttachMode::Auto | AttachMode::Tcx => self.attach_tcx(interface, direction)?,
-                AttachMode::Clsact => self.attach_clsact(interface, direction)?,
+                AttachMode::Auto | AttachMode::Tcx => self.attach_tcx(interface, hook)?,
+                AttachMode::Clsact => self.attach_clsact(interface, hook)?,
             }
         }
+        if let Err(e) = self.detach_other(interface, mode) {
+            tracing::warn!("what an earlier daemon had on {interface} stays: {e}");
+        }
         Ok(mode)
+    }
+
+    /// Do the programs that [`Self::attach_steering`] put there still run?
+    ///
+    /// Not where somebody has removed them, or the interface has been made again: a new interface may
+    /// have the index and the name of the old one. Attaching again is the cure.
+    #[must_use]
+    pub fn is_attached(&self, interface: &Interface, place: Place) -> bool {
+        place.hooks().iter().all(|&hook| {
+            let name = program_name(hook, interface.header);
+            let program = self.ebpf.program(name).and_then(|program| {
+                let program: &SchedClassifier = program.try_into().ok()?;
+                Some(program.info().ok()?.id())
+            });
+            program.is_some_and(|id| {
+                runs_by_tcx(interface, hook, id)
+                    || clsact::is_attached(self.pins.instance(), interface.index, hook, id)
+            })
+        })
     }
 
     fn steering_program(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
@@ -193,13 +210,12 @@ impl Bpf {
         }
     }
 
-    fn attach_tcx(&mut self, interface: &Interface, to: Direction) -> Result<(), AttachError> {
-        let pin = self.pins.link(interface.index, to.label());
-        let program = self.steering_program(to.program(interface.header))?;
-        let refused = |source: Box<dyn std::error::Error + Send + Sync>| AttachError::Refused {
+    fn attach_tcx(&mut self, interface: &Interface, hook: Hook) -> Result<(), AttachError> {
+        let pin = self.pins.link(interface.index, hook.label());
+        let program = self.steering_program(program_name(hook, interface.header))?;
+        let refused = |source: Box<dyn std::error::Error + Send + Sync>| AttachError::Tcx {
             interface: interface.name.clone(),
-            direction: to.label(),
-            mode: "tcx",
+            hook,
             source,
         };
         match PinnedLink::from_pin(&pin) {
@@ -207,25 +223,25 @@ impl Bpf {
                 let link: SchedClassifierLink = FdLink::from(pinned)
                     .try_into()
                     .map_err(|e: LinkError| refused(e.into()))?;
-                match program.attach_to_link(link) {
-                    Ok(id) => {
-                        // The pin still holds the link; this handle may go.
-                        drop(program.take_link(id).map_err(|e| refused(e.into()))?);
+                if let Ok(id) = program.attach_to_link(link) {
+                    // The pin still holds the link; this handle may go.
+                    drop(program.take_link(id).map_err(|e| refused(e.into()))?);
+                    let id = program.info().map_err(|e| refused(e.into()))?.id();
+                    if runs_by_tcx(interface, hook, id) {
                         return Ok(());
                     }
-                    // The interface of that index is gone (ENOLINK): the pin holds a dead link.
-                    Err(_) => {
-                        fs::remove_file(&pin).map_err(|e| refused(e.into()))?;
-                    }
                 }
+                // The pinned link is that of an interface that is gone (ENOLINK), or of one with the
+                // same index in another network namespace.
+                fs::remove_file(&pin).map_err(|e| refused(e.into()))?;
             }
             Err(LinkError::SyscallError(SyscallError { io_error, .. }))
                 if io_error.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(refused(e.into())),
         }
-        let options = TcAttachOptions::TcxOrder(to.order());
+        let options = TcAttachOptions::TcxOrder(order(hook));
         let id = program
-            .attach_with_options(&interface.name, to.attach_type(), options)
+            .attach_with_options(&interface.name, attach_type(hook), options)
             .map_err(|e| refused(e.into()))?;
         let link: FdLink = program
             .take_link(id)
@@ -236,78 +252,40 @@ impl Bpf {
         Ok(())
     }
 
-    fn attach_clsact(&mut self, interface: &Interface, to: Direction) -> Result<(), AttachError> {
-        let point = attach_point(interface.index, to)?;
-        let other = AttachPoint {
-            egress: 1 - point.egress,
-            ..point
-        };
-        let refused = |source: Box<dyn std::error::Error + Send + Sync>| AttachError::Refused {
+    fn attach_clsact(&mut self, interface: &Interface, hook: Hook) -> Result<(), AttachError> {
+        let refused = |source| AttachError::Clsact {
             interface: interface.name.clone(),
-            direction: to.label(),
-            mode: "clsact",
+            hook,
             source,
         };
-        let record = attachments(&mut self.ebpf)?;
-        let earlier = record.get(&point, 0).ok();
-        let mut qdisc_added = earlier
-            .or(record.get(&other, 0).ok())
-            .map_or(0, |a| a.qdisc_added);
-        match tc::qdisc_add_clsact(&interface.name) {
-            Ok(()) => qdisc_added = 1,
-            Err(TcError::AlreadyAttached) => {}
-            Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
-            Err(e) => return Err(refused(e.into())),
+        let instance = self.pins.instance().to_owned();
+        if self.clsact.is_none() {
+            self.clsact = Some(Claim::new(&instance).map_err(refused)?);
         }
-        let program = self.steering_program(to.program(interface.header))?;
-        let priority = earlier.map_or(to.priority(), |a| a.priority as u16);
-        let replaced = earlier.filter(|a| a.handle != 0).and_then(|a| {
-            let handle = TcHandle::from(a.handle);
-            let link = SchedClassifierLink::attached(
-                &interface.name,
-                to.attach_type(),
-                priority,
-                handle,
-                None,
-            )
-            .ok()?;
-            program.attach_to_link(link).ok()
-        });
-        let id = match replaced {
-            Some(id) => id,
-            None => {
-                let options = NlOptions {
-                    priority,
-                    handle: TcHandle::AUTO_ASSIGN,
-                    classid: None,
-                };
-                program
-                    .attach_with_options(
-                        &interface.name,
-                        to.attach_type(),
-                        TcAttachOptions::Netlink(options),
-                    )
-                    .map_err(|e| refused(e.into()))?
-            }
-        };
-        let link = program.take_link(id).map_err(|e| refused(e.into()))?;
-        let noted = Attachment {
-            handle: link.handle().map_err(|e| refused(e.into()))?.into(),
-            priority: link.priority().map_err(|e| refused(e.into()))?.into(),
-            qdisc_added,
-            reserved: 0,
-        };
-        // The filter is to outlive this handle, whose drop would remove it.
-        std::mem::forget(link);
-        attachments(&mut self.ebpf)?
-            .insert(point, noted, 0)
-            .map_err(|source| {
-                AttachError::Load(LoadError::Map {
-                    map: "ATTACHMENTS",
-                    source: Box::new(source),
-                })
-            })
+        let name = program_name(hook, interface.header);
+        let program = self.steering_program(name)?;
+        let program = program.fd().map_err(|source| LoadError::Program {
+            program: name,
+            source: Box::new(source),
+        })?;
+        clsact::attach(&instance, interface, hook, program.as_fd()).map_err(refused)
     }
+
+    /// Removes what a daemon that attached the other way has left: packets are to be steered once.
+    fn detach_other(&mut self, interface: &Interface, mode: AttachMode) -> Result<(), RemoveError> {
+        match mode {
+            AttachMode::Auto | AttachMode::Tcx => {
+                let instance = self.pins.instance();
+                Ok(clsact::remove(instance, interface.index, &mut self.clsact).map(drop)?)
+            }
+            AttachMode::Clsact => Ok(self.pins.remove_links(interface.index)?),
+        }
+    }
+}
+
+fn runs_by_tcx(interface: &Interface, hook: Hook, program: u32) -> bool {
+    SchedClassifier::query_tcx(&interface.name, attach_type(hook))
+        .is_ok_and(|(_, programs)| programs.iter().any(|p| p.id() == program))
 }
 
 /// What a clean-up removed, for people to read.
@@ -318,113 +296,30 @@ pub struct Removed {
 }
 
 /// Removes every pin, link, filter and qdisc of an instance, and nothing else.
-pub async fn remove(pins: &Pins, netlink: &Netlink) -> Result<Removed, AttachError> {
+///
+/// Filters are looked for in this network namespace; those in another are removed by a clean-up there.
+pub fn remove(pins: &Pins) -> Result<Removed, RemoveError> {
     let mut removed = Removed::default();
-    let record = pins.map("attachments");
-    if record.exists() {
-        let failed = |source| {
-            AttachError::Load(LoadError::Map {
-                map: "ATTACHMENTS",
-                source: Box::new(source),
-            })
-        };
-        let map = MapData::from_pin(&record).map_err(failed)?;
-        let map = aya::maps::Map::from_map_data(map).map_err(failed)?;
-        let map: HashMap<_, AttachPoint, Attachment> = HashMap::try_from(map).map_err(failed)?;
-        remove_filters(&map, netlink, &mut removed).await?;
+    let mut failed: Vec<RemoveError> = Vec::new();
+    let (filters, errors) = clsact::remove_all(pins.instance());
+    removed.what.extend(filters);
+    failed.extend(errors.into_iter().map(RemoveError::from));
+    match pins.remove() {
+        Ok(gone) => {
+            let gone = gone.iter().map(|pin| format!("pin {}", pin.display()));
+            removed.what.extend(gone);
+        }
+        Err(e) => failed.push(e.into()),
     }
-    removed.what.extend(
-        pins.remove()?
-            .iter()
-            .map(|pin| format!("pin {}", pin.display())),
-    );
-    Ok(removed)
-}
-
-async fn remove_filters(
-    record: &HashMap<MapData, AttachPoint, Attachment>,
-    netlink: &Netlink,
-    removed: &mut Removed,
-) -> Result<(), AttachError> {
-    let here = netns()?;
-    let entries: Vec<_> = record.iter().flatten().collect();
-    let mut qdiscs = std::collections::BTreeSet::new();
-    for (point, attachment) in entries {
-        if point.netns != here {
-            tracing::warn!(
-                "a filter is in another network namespace (net:[{}]): run cleanup there as well",
-                point.netns
-            );
-            continue;
-        }
-        let Ok(name) = if_indextoname(point.ifindex) else {
-            continue; // Gone with its interface.
-        };
-        let name = name.to_string_lossy().into_owned();
-        let (to, direction) = match point.egress {
-            0 => (TcAttachType::Ingress, "ingress"),
-            _ => (TcAttachType::Egress, "egress"),
-        };
-        let link = SchedClassifierLink::attached(
-            &name,
-            to,
-            attachment.priority as u16,
-            TcHandle::from(attachment.handle),
-            None,
-        );
-        match link.map(aya::programs::links::Link::detach) {
-            Ok(Ok(())) => removed.what.push(format!("filter {direction} of {name}")),
-            Ok(Err(e)) => tracing::warn!("filter {direction} of {name} was gone already: {e}"),
-            Err(e) => tracing::warn!("interface {name}: {e}"),
-        }
-        if attachment.qdisc_added == 1 {
-            qdiscs.insert((point.ifindex, name));
-        }
+    match failed.len() {
+        0 => return Ok(removed),
+        1 => failed.pop(),
+        _ => None,
     }
-    for (ifindex, name) in qdiscs {
-        if netlink.has_clsact_filters(ifindex).await? {
-            tracing::info!("clsact of {name} stays: others have filters there");
-            continue;
-        }
-        netlink.remove_clsact(ifindex).await?;
-        removed.what.push(format!("qdisc clsact of {name}"));
-    }
-    Ok(())
+    .map_or_else(|| Err(RemoveError::Several(failed)), Err)
 }
 
 /// Does the kernel have TCX? Asked of the loopback device, with a query that changes nothing.
-#[must_use]
-pub fn tcx_supported() -> bool {
-    SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
-}
-
-fn attachments(
-    ebpf: &mut aya::Ebpf,
-) -> Result<HashMap<&mut MapData, AttachPoint, Attachment>, LoadError> {
-    let map = ebpf
-        .map_mut("ATTACHMENTS")
-        .ok_or(LoadError::Missing("map ATTACHMENTS"))?;
-    HashMap::try_from(map).map_err(|source| LoadError::Map {
-        map: "ATTACHMENTS",
-        source: Box::new(source),
-    })
-}
-
-fn attach_point(ifindex: u32, direction: Direction) -> Result<AttachPoint, AttachError> {
-    let egress = match direction {
-        Direction::Ingress => 0,
-        Direction::Egress => 1,
-    };
-    Ok(AttachPoint {
-        netns: netns()?,
-        ifindex,
-        egress,
-    })
-}
-
-/// The network namespace, as its inode number.
-fn netns() -> Result<u64, AttachError> {
-    fs::metadata("/proc/self/ns/net")
-        .map(|file| file.ino())
-        .map_err(AttachError::Namespace)
+pub fn query_tcx() -> Result<(), ProgramError> {
+    SchedClassifier::query_tcx("lo", TcAttachType::Ingress).map(drop)
 }

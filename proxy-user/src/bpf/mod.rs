@@ -2,12 +2,13 @@
 //! imports aya.
 //!
 //! * [`pins`]: where things are pinned, and whether they may be adopted.
-//! * [`attach`]: the steering programs on interfaces.
+//! * [`attach`]: the steering programs on interfaces; [`clsact`] for kernels without TCX.
 //! * [`tables`]: the flow table.
 //! * [`sockmap`]: the engine `sockmap`'s programs and maps; [`btf`] for where kernel structures have
 //!   their members.
 //! * [`probe`]: what this kernel offers.
 
+use std::error::Error;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -19,6 +20,7 @@ use thiserror::Error;
 
 pub mod attach;
 pub mod btf;
+pub mod clsact;
 pub mod pins;
 pub mod probe;
 pub mod sockmap;
@@ -33,13 +35,15 @@ use tables::FlowTable;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/limpid.bpf.o"));
 
 /// Maps that are pinned: their names in the object and in the instance's folder.
-const PINNED: [(&str, &str); 5] = [
+const PINNED: [(&str, &str); 4] = [
     ("FLOWS", "flows"),
     ("CONNECTING", "connecting"),
     ("META", "meta"),
-    ("ATTACHMENTS", "attachments"),
     ("COUNTERS", "counters"),
 ];
+
+/// Where the engine `sockmap` pins its map of that name.
+const SPLICES: &str = "splices";
 
 /// Why the BPF side could not be set up.
 #[derive(Debug, Error)]
@@ -47,8 +51,8 @@ pub enum LoadError {
     /// The pins are those of another version.
     #[error(
         "the maps pinned in {path} have layout version {found}, this limpid has {expected}: they \
-         cannot be adopted. Run `limpid cleanup --instance …` with no daemon running (flows that \
-         still use them end), or the version of limpid that made them"
+         cannot be adopted. Run `{cleanup}` (flows that still use them end), or the version of limpid \
+         that made them"
     )]
     LayoutVersion {
         /// The instance's folder.
@@ -57,6 +61,8 @@ pub enum LoadError {
         found: u32,
         /// [`LAYOUT_VERSION`].
         expected: u32,
+        /// The command that removes them.
+        cleanup: String,
     },
     /// The folder for the pins could not be made.
     #[error(transparent)]
@@ -87,20 +93,30 @@ pub enum LoadError {
     Missing(&'static str),
 }
 
+/// What limpid needs of the kernel, short of root.
+const CAPABILITIES: &str = "the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";
+
 /// What to do about the usual cause.
-fn hint(error: &aya::EbpfError) -> &'static str {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(e) = source {
-        if e.downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::raw_os_error)
-            == Some(libc::EPERM)
-        {
-            return " (limpid needs root, or the capabilities CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON \
-                    and a locked-memory limit that allows it on kernels before 5.11)";
-        }
-        source = e.source();
+fn hint(error: &aya::EbpfError) -> String {
+    match errno(error) {
+        Some(libc::EPERM) => format!(
+            " (limpid needs root, or {CAPABILITIES}, and a locked-memory limit that allows it on \
+             kernels before 5.11)"
+        ),
+        _ => String::new(),
     }
-    ""
+}
+
+/// An error and what caused it, outermost first.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| {
+        (*error).source()
+    })
+}
+
+/// What the kernel said, if it was the kernel.
+fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
+    causes(error).find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error())
 }
 
 /// How the object is loaded.
@@ -118,6 +134,7 @@ pub struct Bpf {
     ebpf: Ebpf,
     pins: Pins,
     sockmap_globals: Option<sockmap::Globals>,
+    clsact: Option<clsact::Claim>,
 }
 
 impl Bpf {
@@ -131,6 +148,7 @@ impl Bpf {
                 path: pins.root().display().to_string(),
                 found,
                 expected: LAYOUT_VERSION,
+                cleanup: pins.cleanup_command(),
             });
         }
         // The loader keeps references to what it is told until it loads.
@@ -139,7 +157,8 @@ impl Bpf {
         let kernel_btf = Btf::from_sys_fs().ok();
         let mut loader = EbpfLoader::new();
         loader.btf(kernel_btf.as_ref());
-        loader.map_max_entries("FLOWS", options.max_flows.saturating_mul(2));
+        // Two entries an open flow, and as many for those that linger.
+        loader.map_max_entries("FLOWS", options.max_flows.saturating_mul(4));
         loader.map_max_entries("CONNECTING", options.max_flows);
         loader.override_global("AYA_LOG_LEVEL", &log_level, true);
         sockmap_globals.apply(&mut loader);
@@ -169,6 +188,7 @@ impl Bpf {
             ebpf,
             pins,
             sockmap_globals: Some(sockmap_globals),
+            clsact: None,
         })
     }
 
@@ -189,7 +209,7 @@ impl Bpf {
             .sockmap_globals
             .take()
             .ok_or(SockmapError::Missing("map SPLICES"))?;
-        let pin = self.pins.map("splices");
+        let pin = self.pins.map(SPLICES);
         // ENOENT is the usual case; any other failure shows when pinning.
         let _ = std::fs::remove_file(&pin);
         if let Some(splices) = self.ebpf.map("SPLICES")

@@ -1,31 +1,43 @@
 //! Where an instance pins what must outlive the daemon: `BPFFS/limpid/NAME/`.
 //!
 //! ```text
-//! flows connecting meta attachments counters splices      maps
+//! flows connecting meta counters splices      maps
 //! links/IFINDEX-ingress links/IFINDEX-egress              TCX links
 //! ```
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use thiserror::Error;
+
+use crate::netlink::tc::Hook;
 
 /// Why the folder for the pins is not usable.
 #[derive(Debug, Error)]
 pub enum PinsError {
     /// The file system could not be mounted.
-    #[error("cannot mount a BPF file system on {path}: {source}")]
+    #[error(
+        "cannot mount a BPF file system on {path}: {source}{}",
+        mount_hint(source)
+    )]
     Mount {
         /// Where.
         path: String,
         /// What the kernel said.
         #[source]
         source: io::Error,
+    },
+    /// The folder is of another kind of file system: nothing of limpid's is there.
+    #[error("{path} is not in a BPF file system (is --bpffs right?)")]
+    NotBpffs {
+        /// The folder.
+        path: String,
     },
     /// A daemon of that name runs.
     #[error(
@@ -61,11 +73,31 @@ impl PinsError {
     }
 }
 
+fn mount_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            " (this needs root or CAP_SYS_ADMIN; where a BPF file system is mounted that limpid may \
+             write to, CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON do: name it with --bpffs)"
+        }
+        _ => "",
+    }
+}
+
+/// Where the BPF file system is on most hosts.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// What a mount of ours is called in `/proc/self/mountinfo`.
+const MOUNT_SOURCE: &str = "limpid";
+
+/// What the kernel itself may put into a new BPF file system.
+const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
+
 /// The folder of one instance.
 #[derive(Clone, Debug)]
 pub struct Pins {
     bpffs: PathBuf,
     root: PathBuf,
+    instance: String,
 }
 
 impl Pins {
@@ -75,7 +107,24 @@ impl Pins {
         Self {
             bpffs: bpffs.to_owned(),
             root: bpffs.join("limpid").join(instance),
+            instance: instance.to_owned(),
         }
+    }
+
+    /// The instance.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// The command line that removes it.
+    #[must_use]
+    pub fn cleanup_command(&self) -> String {
+        let bpffs = match self.bpffs.to_str() {
+            Some(BPFFS) => String::new(),
+            _ => format!(" --bpffs {}", self.bpffs.display()),
+        };
+        format!("limpid cleanup --instance {}{bpffs}", self.instance)
     }
 
     /// The folder.
@@ -105,7 +154,7 @@ impl Pins {
             fs::create_dir_all(&self.bpffs)
                 .map_err(|e| PinsError::file("create", &self.bpffs, e))?;
             mount(
-                Some("bpf"),
+                Some(MOUNT_SOURCE),
                 &self.bpffs,
                 Some("bpf"),
                 MsFlags::empty(),
@@ -123,55 +172,169 @@ impl Pins {
 
     /// Claims the folder for this process, until the guard is dropped.
     pub fn lock(&self) -> Result<Lock, PinsError> {
+        self.ensure_bpffs()?;
+        let in_use = || PinsError::InUse {
+            instance: self.instance.clone(),
+            path: self.root.display().to_string(),
+        };
+        let file = |e| PinsError::file("lock", &self.root, e);
         let folder =
             fs::File::open(&self.root).map_err(|e| PinsError::file("open", &self.root, e))?;
-        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Lock(lock)),
-            Err((_, Errno::EWOULDBLOCK)) => Err(PinsError::InUse {
-                instance: self
-                    .root
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned(),
-                path: self.root.display().to_string(),
-            }),
-            Err((_, e)) => Err(PinsError::file("lock", &self.root, e.into())),
+        let folder = match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(folder) => folder,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(in_use()),
+            Err((_, e)) => return Err(file(e.into())),
+        };
+        // A limpid that was just ending may have removed it under us.
+        let locked = folder.metadata().map_err(file)?.ino();
+        if fs::metadata(&self.root).map_err(file)?.ino() != locked {
+            return Err(in_use());
         }
+        Ok(Lock {
+            folder: Some(folder),
+            bpffs: self.bpffs.clone(),
+        })
+    }
+
+    /// Removes the links of an interface. None there is not an error.
+    pub fn remove_links(&self, ifindex: u32) -> Result<(), PinsError> {
+        for hook in Hook::ALL {
+            unpin(&self.link(ifindex, hook.label()))?;
+        }
+        Ok(())
     }
 
     /// Removes every pin and the folder; what is removed is listed. Nothing there is not an error.
+    ///
+    /// Whatever limpid does not pin stays, and the folder with it.
     pub fn remove(&self) -> Result<Vec<PathBuf>, PinsError> {
-        let mut removed = Vec::new();
+        if !self.root.exists() {
+            return Ok(Vec::new());
+        }
+        self.ensure_bpffs()?;
         let links = self.root.join("links");
-        for pin in list(&links)?.into_iter().chain(list(&self.root)?) {
-            if pin != links {
-                fs::remove_file(&pin).map_err(|e| PinsError::file("remove", &pin, e))?;
-                removed.push(pin);
+        let (mut removed, mut failed) = (Vec::new(), None);
+        let links_found = list(&links)?.into_iter().map(|pin| (is_link(&pin), pin));
+        let maps_found = list(&self.root)?.into_iter().map(|pin| (is_map(&pin), pin));
+        for (known, pin) in links_found.chain(maps_found) {
+            if pin == links {
+                continue;
+            }
+            if !known {
+                tracing::warn!("{} is not limpid's: it stays", pin.display());
+                continue;
+            }
+            match unpin(&pin) {
+                Ok(()) => removed.push(pin),
+                Err(e) => failed = Some(e),
             }
         }
-        for folder in [&links, &self.root] {
-            match fs::remove_dir(folder) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(PinsError::file("remove", folder, e));
-                }
-                Ok(()) | Err(_) => {}
-            }
+        if let Some(e) = failed {
+            return Err(e);
         }
         // The folder of all instances goes with the last of them.
-        if let Some(parent) = self.root.parent() {
-            let _ = fs::remove_dir(parent);
+        let all = self.root.parent().unwrap_or(&self.root);
+        for folder in [&links, self.root.as_path(), all] {
+            match fs::remove_dir(folder).map_err(|e| (e.kind(), e)) {
+                Ok(()) | Err((io::ErrorKind::NotFound, _)) => {}
+                Err((io::ErrorKind::DirectoryNotEmpty, _)) => break,
+                Err((_, e)) => return Err(PinsError::file("remove", folder, e)),
+            }
         }
         Ok(removed)
+    }
+
+    fn ensure_bpffs(&self) -> Result<(), PinsError> {
+        match statfs(&self.root) {
+            Ok(fs) if fs.filesystem_type() == BPF_FS_MAGIC => Ok(()),
+            Ok(_) => Err(PinsError::NotBpffs {
+                path: self.root.display().to_string(),
+            }),
+            Err(e) => Err(PinsError::file("open", &self.root, e.into())),
+        }
     }
 }
 
 /// The claim on an instance's folder.
+///
+/// The last one to leave a BPF file system that limpid mounted unmounts it.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<fs::File>);
+pub struct Lock {
+    folder: Option<Flock<fs::File>>,
+    bpffs: PathBuf,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // An open folder keeps its file system busy.
+        drop(self.folder.take());
+        if is_our_mount(&self.bpffs) && is_empty(&self.bpffs) {
+            // EBUSY: somebody has just come in.
+            let _ = umount2(&self.bpffs, MntFlags::empty());
+        }
+    }
+}
+
+fn is_link(pin: &Path) -> bool {
+    let name = pin.file_name().and_then(|name| name.to_str());
+    let parts = name.and_then(|name| name.split_once('-'));
+    parts.is_some_and(|(ifindex, hook)| {
+        ifindex.parse::<u32>().is_ok() && Hook::ALL.iter().any(|h| h.label() == hook)
+    })
+}
+
+fn is_map(pin: &Path) -> bool {
+    let name = pin.file_name().and_then(|name| name.to_str());
+    let known = super::PINNED
+        .iter()
+        .map(|(_, file)| *file)
+        .chain([super::SPLICES]);
+    name.is_some_and(|name| known.into_iter().any(|file| file == name))
+}
+
+fn unpin(pin: &Path) -> Result<(), PinsError> {
+    match fs::remove_file(pin) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(PinsError::file("remove", pin, e)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
 
 fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn is_empty(bpffs: &Path) -> bool {
+    list(bpffs).is_ok_and(|found| {
+        let preloaded = |path: &PathBuf| PRELOADED.iter().any(|name| bpffs.join(name) == *path);
+        found.iter().all(preloaded)
+    })
+}
+
+/// Is the topmost mount there one of limpid's? proc_pid_mountinfo(5): the mount point is field 5, the
+/// source the second after the `-`.
+fn is_our_mount(path: &Path) -> bool {
+    let (Ok(path), Ok(mounts)) = (
+        path.canonicalize(),
+        fs::read_to_string("/proc/self/mountinfo"),
+    ) else {
+        return false;
+    };
+    let path = path.to_string_lossy();
+    let path = [
+        ('\\', "\\134"),
+        (' ', "\\040"),
+        ('\t', "\\011"),
+        ('\n', "\\012"),
+    ]
+    .iter()
+    .fold(path.into_owned(), |path, (c, octal)| {
+        path.replace(*c, octal)
+    });
+    let source = mounts.lines().rev().find_map(|line| {
+        let (mount, origin) = line.split_once(" - ")?;
+        (mount.split(' ').nth(4) == Some(&path)).then(|| origin.split(' ').nth(1))
+    });
+    source.flatten() == Some(MOUNT_SOURCE)
 }
 
 fn list(folder: &Path) -> Result<Vec<PathBuf>, PinsError> {

@@ -3,14 +3,16 @@
 //! Features are asked of the kernel itself: a program or map of the kind is loaded and let go.
 //! Versions count only where a kernel bug decides ([`crate::splice::trust`]).
 
+use std::error::Error;
 use std::fmt;
 
 use aya::maps::MapType;
 use aya::programs::ProgramType;
 use aya::sys::{is_map_supported, is_program_supported};
 
-use super::attach::tcx_supported;
+use super::attach::query_tcx;
 use super::sockmap::{Globals, kernel_version};
+use super::{CAPABILITIES, causes, errno};
 use crate::splice::{Doubt, Trust, trust};
 
 /// What was found.
@@ -50,11 +52,7 @@ pub fn probe() -> Report {
         Feature {
             name: "TCX links",
             needed_for: "steering, next to other tc programs",
-            found: if tcx_supported() {
-                Ok("yes".to_owned())
-            } else {
-                Err("no (Linux 6.6): clsact is used".to_owned())
-            },
+            found: tcx(),
             essential: false,
         },
         essential("hash maps", "steering", map(MapType::Hash)),
@@ -81,19 +79,43 @@ pub fn probe() -> Report {
 }
 
 fn program(kind: ProgramType) -> Result<String, String> {
-    answer(is_program_supported(kind).map_err(|e| e.to_string()))
+    answer(is_program_supported(kind))
 }
 
 fn map(kind: MapType) -> Result<String, String> {
-    answer(is_map_supported(kind).map_err(|e| e.to_string()))
+    answer(is_map_supported(kind))
 }
 
-fn answer(supported: Result<bool, String>) -> Result<String, String> {
+fn tcx() -> Result<String, String> {
+    match query_tcx() {
+        Ok(()) => Ok("yes".to_owned()),
+        Err(e) if errno(&e) == Some(libc::EINVAL) => {
+            Err("no (Linux 6.6 has them): clsact is used".to_owned())
+        }
+        Err(e) => Err(unknown(&e)),
+    }
+}
+
+fn answer<E: Error + 'static>(supported: Result<bool, E>) -> Result<String, String> {
     match supported {
         Ok(true) => Ok("yes".to_owned()),
         Ok(false) => Err("no".to_owned()),
-        Err(e) => Err(format!("cannot tell: {e}")),
+        Err(e) => Err(unknown(&e)),
     }
+}
+
+/// Why the kernel did not answer, with every cause.
+fn unknown(error: &(dyn Error + 'static)) -> String {
+    if errno(error) == Some(libc::EPERM) {
+        return format!("needs root, or {CAPABILITIES}");
+    }
+    let mut text = format!("cannot tell: {error}");
+    for cause in causes(error).skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 impl Report {

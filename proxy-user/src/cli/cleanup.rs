@@ -4,9 +4,8 @@ use clap::Args;
 use thiserror::Error;
 
 use super::{BpffsArgs, InstanceArgs};
-use crate::bpf::attach::{self, AttachError};
+use crate::bpf::attach::{self, RemoveError};
 use crate::bpf::pins::{Pins, PinsError};
-use crate::netlink::{Netlink, NetlinkError};
 
 /// Arguments of `limpid cleanup`.
 #[derive(Debug, Args)]
@@ -26,21 +25,20 @@ pub enum CleanupError {
     /// The instance is running, or its lock cannot be had.
     #[error(transparent)]
     Pins(#[from] PinsError),
-    /// There is no netlink.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
     /// Something could not be undone.
     #[error(transparent)]
-    Attach(#[from] AttachError),
+    Remove(#[from] RemoveError),
 }
 
 /// Removes what the instance left; returns a line for each thing.
-pub async fn cleanup(args: &CleanupArgs) -> Result<Vec<String>, CleanupError> {
+///
+/// Filters of this network namespace are found without the pins too: a private BPF file system, as under
+/// `ip netns exec`, goes with its last process, and they stay.
+pub fn cleanup(args: &CleanupArgs) -> Result<Vec<String>, CleanupError> {
     let pins = Pins::new(&args.bpffs.bpffs, &args.instance.instance);
-    if !pins.root().exists() {
-        return Ok(Vec::new());
-    }
-    let _lock = pins.lock()?;
-    let netlink = Netlink::open()?;
-    Ok(attach::remove(&pins, &netlink).await?.what)
+    let _lock = match pins.root().exists() {
+        true => Some(pins.lock()?),
+        false => None,
+    };
+    Ok(attach::remove(&pins)?.what)
 }

@@ -23,6 +23,7 @@ pub mod pattern;
 pub mod process;
 pub mod programs;
 pub mod scene;
+pub mod splices;
 pub mod stall;
 pub mod suite;
 pub mod transfer;

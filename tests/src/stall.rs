@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -20,21 +20,20 @@ const SAMPLE: Duration = Duration::from_millis(100);
 /// The most that was held at any moment, in bytes, over what was held before.
 #[derive(Clone, Copy, Debug)]
 pub struct Held {
-    /// By the proxy's own process and its sockets, for each flow.
+    /// By the proxy's own process and its sockets, for each pair.
     pub per_flow: u64,
     /// By the kernel of the whole machine, in any account: the senders' and readers' own queues are
     /// part of it.
     pub kernel: u64,
 }
 
-/// Sends `flow` over each pair (sender, reader), through the process `pid` on `host`, while no reader
+/// Sends `flow` over each pair (sender, reader: a whole connection's, or halves of it), through the process `pid` on `host`, while no reader
 /// reads. No sender may get rid of everything. Then the readers read, and all of it must come.
-pub async fn stall(
-    host: &Host,
-    pid: u32,
-    pairs: Vec<(TcpStream, TcpStream)>,
-    flow: Flow,
-) -> Result<Held> {
+pub async fn stall<S, R>(host: &Host, pid: u32, pairs: Vec<(S, R)>, flow: Flow) -> Result<Held>
+where
+    S: AsyncWrite + Unpin + Send + 'static,
+    R: AsyncRead + Unpin + Send + 'static,
+{
     let flows = pairs.len() as u64;
     let before = Memory::measure(host, pid)?;
     let mut senders = JoinSet::new();

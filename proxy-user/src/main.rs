@@ -58,7 +58,7 @@ fn command(command: Command) -> anyhow::Result<()> {
             Command::Flows(args) => print(&flows::flows(&args).await?)?,
             Command::Cleanup(args) => {
                 log(LogFormat::Text);
-                for line in cleanup::cleanup(&args)? {
+                for line in cleanup::cleanup(&args).await? {
                     print(&format!("removed {line}"))?;
                 }
             }

@@ -1,13 +1,18 @@
 //! The command line: what it refuses, with which words and which status, and what it prints.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
-use anyhow::{Result, ensure};
-use limpid_tests::net::{Family, Host, Topology};
-use limpid_tests::programs::{Engine, Limpid, Options, run, show};
+use anyhow::{Context, Result, ensure};
+use limpid_tests::net::{Family, Host, Plan, Topology};
+use limpid_tests::process::PATIENCE;
+use limpid_tests::programs::{Engine, Limpid, Options, limpid_binary, run, show};
 use limpid_tests::scene::{LISTEN, Scene, UPSTREAM};
 use limpid_tests::suite::{Lab, Suite};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
 
 /// The status of a command line that cannot be.
 const USAGE: i32 = 2;
@@ -20,6 +25,22 @@ fn main() -> ExitCode {
     suite.test("flows_without_a_daemon", &[], |lab| async move {
         flows_without_a_daemon(&lab)
     });
+    suite.test("flows_of_a_deaf_daemon", &[], flows_of_a_deaf_daemon);
+    suite.test("probe_without_privileges", &[], |_| async {
+        probe_without_privileges()
+    });
+    suite.test("layout_of_another_version", &[], layout_of_another_version);
+    suite.test("control_over_a_file", &[], |lab| async move {
+        control_over_a_file(&lab)
+    });
+    suite.test("control_socket_is_private", &[], control_socket_is_private);
+    suite.test(
+        "control_socket_of_the_dead",
+        &[],
+        control_socket_of_the_dead,
+    );
+    suite.test("control_socket_replaced", &[], control_socket_replaced);
+    suite.test("control_requests", &[], control_requests);
     suite.test("port_in_use", &[], port_in_use);
     suite.test("client_source_to_loopback", &[], |lab| async move {
         to_loopback(&lab)
@@ -145,13 +166,171 @@ fn flows_without_a_daemon(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Somebody listens and never answers.
+async fn flows_of_a_deaf_daemon(lab: Lab) -> Result<()> {
+    let control = lab.path().join("deaf.sock");
+    let _deaf = UnixListener::bind(&control)?;
+    let host = Host::new("alone")?;
+    let begun = Instant::now();
+    let output = run(
+        &host,
+        &["flows", &format!("--control={}", control.display())],
+    )?;
+    ensure!(!output.status.success(), "{}", show(&output));
+    ensure!(begun.elapsed() < PATIENCE, "after {:?}", begun.elapsed());
+    ensure!(show(&output).contains("deaf.sock"), "{}", show(&output));
+    Ok(())
+}
+
+/// Not "the kernel lacks it": it was not allowed to ask.
+fn probe_without_privileges() -> Result<()> {
+    let host = Host::new("alone")?;
+    let limpid = limpid_binary()?.display().to_string();
+    let args = ["--bounding-set=-all", "--inh-caps=-all", &limpid, "probe"];
+    let shown = host.run("setpriv", &args)?;
+    let line = shown.lines().find(|line| line.contains("TCX links"));
+    ensure!(line.is_some_and(|line| line.contains("CAP_BPF")), "{shown}");
+    Ok(())
+}
+
+/// The message has the command that helps, for this very instance.
+async fn layout_of_another_version(lab: Lab) -> Result<()> {
+    let mut scene = Scene::with(&lab, Family::V4, &Plan::default(), |options| options).await?;
+    scene.limpid.wait_for_log("\"ready\"").await?;
+    scene.limpid.kill()?;
+    let meta = scene.limpid.pins().join("meta").display().to_string();
+    let zero = ["0"; 4];
+    let future = ["map", "update", "pinned", &meta, "key"];
+    let future = [&future, &zero[..], &["value", "99"], &["0"; 7]].concat();
+    scene.net.proxy.run("bpftool", &future)?;
+
+    let options = Options::new(
+        scene.address(),
+        scene.net.backend_addr(Family::V4, UPSTREAM),
+    );
+    let mut again = Limpid::spawn(&scene.net.proxy, &lab, &options.accept_proxy("0.0.0.0/0"))?;
+    let status = again.process().wait(PATIENCE)?;
+    let log = again.log()?;
+    ensure!(!status.success(), "{log}");
+    let (_, command) = log.split_once("`limpid ").context(log.clone())?;
+    let (command, _) = command.split_once('`').context(log.clone())?;
+    let args: Vec<&str> = command.split(' ').collect();
+    ensure!(args[0] == "cleanup", "{command}");
+    let output = run(&scene.net.proxy, &args)?;
+    ensure!(output.status.success(), "{command}: {}", show(&output));
+    ensure!(again.pinned()?.is_empty(), "left: {:?}", again.pinned()?);
+    Ok(())
+}
+
+/// Where the fixture has the control socket of the daemon on `proxy`.
+fn control(lab: &Lab) -> PathBuf {
+    lab.path().join("limpid-test-proxy.sock")
+}
+
+fn plain(net: &Topology) -> Options {
+    Options::new(
+        net.proxy_addr(Family::V4, LISTEN),
+        net.backend_addr(Family::V4, UPSTREAM),
+    )
+}
+
+/// A file of that name is not taken for a socket that was left behind.
+fn control_over_a_file(lab: &Lab) -> Result<()> {
+    let net = Topology::standard()?;
+    std::fs::write(control(lab), "somebody's")?;
+    let mut limpid = Limpid::spawn(&net.proxy, lab, &plain(&net))?;
+    let status = limpid.process().wait(PATIENCE)?;
+    let log = limpid.log()?;
+    ensure!(!status.success() && log.contains("not a socket"), "{log}");
+    ensure!(std::fs::read_to_string(control(lab))? == "somebody's");
+    Ok(())
+}
+
+/// The owner's alone, whatever the umask is; gone at the end.
+async fn control_socket_is_private(lab: Lab) -> Result<()> {
+    let net = Topology::standard()?;
+    let options = plain(&net).under(&["/bin/sh", "-c", "umask 0; exec \"$0\" \"$@\""]);
+    let mut limpid = Limpid::start(&net.proxy, &lab, &options)?;
+    limpid.wait_for_flows(&net.proxy, 0).await?;
+    let mode = std::fs::metadata(control(&lab))?.permissions().mode();
+    ensure!(mode & 0o777 == 0o600, "{mode:o}");
+    ensure!(limpid.terminate(PATIENCE)?.success(), "its end");
+    ensure!(!control(&lab).exists(), "the socket is left");
+    Ok(())
+}
+
+/// A socket that nobody answers at: replaced by the next daemon, removed by a clean-up.
+async fn control_socket_of_the_dead(lab: Lab) -> Result<()> {
+    let net = Topology::standard()?;
+    let mut first = Limpid::start(&net.proxy, &lab, &plain(&net))?;
+    first.kill()?;
+    ensure!(control(&lab).exists(), "nothing was left");
+    let mut second = Limpid::start(&net.proxy, &lab, &plain(&net))?;
+    second.wait_for_flows(&net.proxy, 0).await?;
+    second.kill()?;
+    let args = [
+        "cleanup".to_owned(),
+        "--instance=test-proxy".to_owned(),
+        format!("--bpffs={}", lab.path().join("none").display()),
+        format!("--control={}", control(&lab).display()),
+    ];
+    let output = run(&net.proxy, &args)?;
+    ensure!(output.status.success(), "{}", show(&output));
+    ensure!(!control(&lab).exists(), "left: {}", show(&output));
+    Ok(())
+}
+
+/// Somebody else's socket of that name is not the daemon's to remove.
+async fn control_socket_replaced(lab: Lab) -> Result<()> {
+    let net = Topology::standard()?;
+    let mut limpid = Limpid::start(&net.proxy, &lab, &plain(&net))?;
+    limpid.wait_for_flows(&net.proxy, 0).await?;
+    std::fs::remove_file(control(&lab))?;
+    let _other = UnixListener::bind(control(&lab))?;
+    ensure!(limpid.terminate(PATIENCE)?.success(), "its end");
+    ensure!(control(&lab).exists(), "the other's socket is gone");
+    Ok(())
+}
+
+/// Whatever is asked, there is an answer that says what is wrong with it.
+async fn control_requests(lab: Lab) -> Result<()> {
+    let net = Topology::standard()?;
+    let limpid = Limpid::start(&net.proxy, &lab, &plain(&net))?;
+    limpid.wait_for_flows(&net.proxy, 0).await?;
+    let long = [
+        &b"{\"version\":1,\"command\":\""[..],
+        &[b'x'; 5000],
+        b"\"}\n",
+    ]
+    .concat();
+    for (request, word) in [
+        (
+            &b"{\"version\":1,\"command\":\"flows\"}\n"[..],
+            "{\"flows\":[]}",
+        ),
+        (b"{\"version\":2,\"command\":{\"drain\":9}}\n", "version 1"),
+        (b"{\"version\":1,\"command\":\"drain\"}\n", "drain"),
+        (b"\xff\xfe\n", "not a request"),
+        (b"\n", "not a request"),
+        (&long, "4096"),
+    ] {
+        let mut stream = BufReader::new(UnixStream::connect(control(&lab)).await?);
+        stream.write_all(request).await?;
+        let mut answer = String::new();
+        tokio::time::timeout(PATIENCE, stream.read_line(&mut answer)).await??;
+        let request = String::from_utf8_lossy(request);
+        ensure!(answer.contains(word), "{request}: {answer}");
+    }
+    Ok(())
+}
+
 async fn port_in_use(lab: Lab) -> Result<()> {
     let net = Topology::standard()?;
     let address = net.proxy_addr(Family::V4, LISTEN);
     let _taken = net.proxy.listen(address).await?;
     let options = Options::new(address, net.backend_addr(Family::V4, UPSTREAM));
     let mut limpid = Limpid::spawn(&net.proxy, &lab, &options)?;
-    let status = limpid.process().wait(limpid_tests::process::PATIENCE)?;
+    let status = limpid.process().wait(PATIENCE)?;
     let log = limpid.log()?;
     ensure!(!status.success(), "{log}");
     ensure!(
@@ -168,7 +347,7 @@ fn to_loopback(lab: &Lab) -> Result<()> {
     for upstream in ["127.0.0.1:80".parse()?, net.proxy_addr(Family::V4, 80)] {
         let options = Options::new(listen, upstream).accept_proxy("0.0.0.0/0");
         let mut limpid = Limpid::spawn(&net.proxy, lab, &options)?;
-        let status = limpid.process().wait(limpid_tests::process::PATIENCE)?;
+        let status = limpid.process().wait(PATIENCE)?;
         let log = limpid.log()?;
         ensure!(!status.success(), "{upstream}: {log}");
         ensure!(

@@ -311,12 +311,16 @@ pub fn remove(pins: &Pins) -> Result<Removed, RemoveError> {
         }
         Err(e) => failed.push(e.into()),
     }
-    match failed.len() {
-        0 => return Ok(removed),
-        1 => failed.pop(),
-        _ => None,
+    if failed.is_empty() {
+        return Ok(removed);
     }
-    .map_or_else(|| Err(RemoveError::Several(failed)), Err)
+    for what in removed.what {
+        tracing::info!("removed {what}");
+    }
+    Err(match failed.pop() {
+        Some(only) if failed.is_empty() => only,
+        last => RemoveError::Several(failed.into_iter().chain(last).collect()),
+    })
 }
 
 /// Does the kernel have TCX? Asked of the loopback device, with a query that changes nothing.

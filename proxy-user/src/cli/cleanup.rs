@@ -3,9 +3,10 @@
 use clap::Args;
 use thiserror::Error;
 
-use super::{BpffsArgs, InstanceArgs};
+use super::{BpffsArgs, ControlArgs, InstanceArgs};
 use crate::bpf::attach::{self, RemoveError};
 use crate::bpf::pins::{Pins, PinsError};
+use crate::control::server::remove_stale;
 
 /// Arguments of `limpid cleanup`.
 #[derive(Debug, Args)]
@@ -17,6 +18,10 @@ pub struct CleanupArgs {
     /// Where it pinned.
     #[command(flatten)]
     pub bpffs: BpffsArgs,
+
+    /// Where it listened.
+    #[command(flatten)]
+    pub control: ControlArgs,
 }
 
 /// Why something stays.
@@ -34,11 +39,15 @@ pub enum CleanupError {
 ///
 /// Filters of this network namespace are found without the pins too: a private BPF file system, as under
 /// `ip netns exec`, goes with its last process, and they stay.
-pub fn cleanup(args: &CleanupArgs) -> Result<Vec<String>, CleanupError> {
+pub async fn cleanup(args: &CleanupArgs) -> Result<Vec<String>, CleanupError> {
     let pins = Pins::new(&args.bpffs.bpffs, &args.instance.instance);
-    let _lock = match pins.root().exists() {
-        true => Some(pins.lock()?),
-        false => None,
-    };
-    Ok(attach::remove(&pins)?.what)
+    let _lock = pins.root().exists().then(|| pins.lock()).transpose()?;
+    let socket = args.control.path(&args.instance);
+    let mut removed = attach::remove(&pins)?.what;
+    match remove_stale(&socket).await {
+        Ok(true) => removed.push(format!("socket {}", socket.display())),
+        Ok(false) => {}
+        Err(e) => tracing::warn!("not removed: {e}"),
+    }
+    Ok(removed)
 }

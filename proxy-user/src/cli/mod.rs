@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bpf::pins::BPFFS;
+use crate::control;
+
 pub mod cleanup;
 pub mod flows;
 pub mod run;
@@ -51,7 +54,7 @@ pub struct InstanceArgs {
 #[derive(Clone, Debug, Args)]
 pub struct BpffsArgs {
     /// The BPF file system to pin in, at `PATH/limpid/NAME`. Mounted if it is not.
-    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf")]
+    #[arg(long, value_name = "PATH", default_value = BPFFS)]
     pub bpffs: PathBuf,
 }
 
@@ -67,7 +70,7 @@ impl ControlArgs {
     /// The socket's path for an instance.
     #[must_use]
     pub fn path(&self, instance: &InstanceArgs) -> PathBuf {
-        let default = || PathBuf::from("/run/limpid").join(format!("{}.sock", instance.instance));
+        let default = || PathBuf::from(control::FOLDER).join(format!("{}.sock", instance.instance));
         self.control.clone().unwrap_or_else(default)
     }
 }

@@ -2,12 +2,19 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use super::{Command, FlowView, Request, Response, VERSION};
+
+/// How long an answer may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest answer that is read, in bytes: some hundred thousand flows.
+const ANSWER_LIMIT: u64 = 256 << 20;
 
 /// Why there is no answer.
 #[derive(Debug, Error)]
@@ -18,6 +25,14 @@ pub enum AskError {
     /// The connection broke.
     #[error("asking the limpid at {0}: {1}")]
     Io(PathBuf, #[source] io::Error),
+    /// The answer does not come.
+    #[error(
+        "what listens at {0} has not answered within {TIMEOUT:?}: is it a limpid, and is it stopped?"
+    )]
+    Timeout(PathBuf),
+    /// The answer has no end.
+    #[error("what listens at {0} answers with more than {ANSWER_LIMIT} bytes")]
+    TooLong(PathBuf),
     /// The answer cannot be read.
     #[error("the limpid at {0} answers something else: {1}")]
     Answer(PathBuf, #[source] serde_json::Error),
@@ -28,22 +43,33 @@ pub enum AskError {
 
 /// The open flows of the daemon whose control socket is at `path`.
 pub async fn flows(path: &Path) -> Result<Vec<FlowView>, AskError> {
-    let mut stream = UnixStream::connect(path)
-        .await
-        .map_err(|e| AskError::Connect(path.to_owned(), e))?;
-    let broken = |e| AskError::Io(path.to_owned(), e);
     let request = Request {
         version: VERSION,
         command: Command::Flows,
     };
-    let mut line = serde_json::to_vec(&request).map_err(|e| broken(e.into()))?;
-    line.push(b'\n');
-    stream.write_all(&line).await.map_err(broken)?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.map_err(broken)?;
+    let answer = timeout(TIMEOUT, ask(path, &request))
+        .await
+        .map_err(|_| AskError::Timeout(path.to_owned()))??;
     match serde_json::from_slice(&answer) {
         Ok(Response::Flows(flows)) => Ok(flows),
         Ok(Response::Error(e)) => Err(AskError::Refused(path.to_owned(), e)),
         Err(e) => Err(AskError::Answer(path.to_owned(), e)),
     }
+}
+
+async fn ask(path: &Path, request: &Request) -> Result<Vec<u8>, AskError> {
+    let broken = |e| AskError::Io(path.to_owned(), e);
+    let mut stream = UnixStream::connect(path)
+        .await
+        .map_err(|e| AskError::Connect(path.to_owned(), e))?;
+    let mut line = serde_json::to_vec(request).map_err(|e| broken(e.into()))?;
+    line.push(b'\n');
+    stream.write_all(&line).await.map_err(broken)?;
+    let mut answer = Vec::new();
+    let mut reader = stream.take(ANSWER_LIMIT + 1);
+    reader.read_to_end(&mut answer).await.map_err(broken)?;
+    if answer.len() as u64 > ANSWER_LIMIT {
+        return Err(AskError::TooLong(path.to_owned()));
+    }
+    Ok(answer)
 }

@@ -2,6 +2,8 @@
 //!
 //! One request and one response a connection, each a line of JSON with the protocol's version. The
 //! socket is its owner's alone (mode 0600).
+//!
+//! A request that is not understood gets an answer that says so.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +12,9 @@ pub mod server;
 
 /// Version of the protocol; raised when a field changes its meaning or goes.
 pub const VERSION: u32 = 1;
+
+/// Where the sockets are, unless `--control` says otherwise.
+pub const FOLDER: &str = "/run/limpid";
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

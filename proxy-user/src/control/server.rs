@@ -2,22 +2,28 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::stat::{Mode, fchmod};
+use serde::Deserialize;
+use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
-use super::{Command, FlowView, Request, Response, VERSION};
+use super::{Command, FOLDER, FlowView, Request, Response, VERSION};
 use crate::registry::{Flow, Registry};
 
 /// How long a request may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest request, in bytes.
 const REQUEST_LIMIT: u64 = 4096;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 
 /// Why there is no control socket.
 #[derive(Debug, Error)]
@@ -27,6 +33,9 @@ pub enum ControlError {
         "another limpid answers at {0}: name this one with --instance, or another socket with --control"
     )]
     InUse(PathBuf),
+    /// Something else has that name.
+    #[error("{0} is there and is not a socket: name another with --control")]
+    NotASocket(PathBuf),
     /// It could not be made.
     #[error("cannot listen for commands at {0}: {1}")]
     Bind(PathBuf, #[source] io::Error),
@@ -37,27 +46,33 @@ pub enum ControlError {
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+    folder_made: bool,
 }
 
 impl Server {
     /// Listens at `path`. A socket that nobody answers at is replaced.
     pub async fn bind(path: &Path) -> Result<Self, ControlError> {
+        remove_stale(path).await?;
         let failed = |e| ControlError::Bind(path.to_owned(), e);
-        if UnixStream::connect(path).await.is_ok() {
-            return Err(ControlError::InUse(path.to_owned()));
-        }
-        if let Some(folder) = path.parent() {
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        let mut folder_made = false;
+        if let Some(folder) = folder
+            && !folder.exists()
+        {
             fs::create_dir_all(folder).map_err(failed)?;
+            folder_made = true;
         }
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
-            Ok(()) | Err(_) => {}
-        }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let listener = listen(path).map_err(failed)?;
+        let identity = identity(path).map_err(failed)?;
         Ok(Self {
             listener,
             path: path.to_owned(),
+            identity,
+            folder_made,
         })
     }
 
@@ -84,28 +99,101 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        // Somebody may have put another in its place.
+        if identity(&self.path).is_ok_and(|found| found == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+        remove_folder(&self.path, self.folder_made);
     }
+}
+
+/// Removes the socket of a daemon that is gone; true if there was one. Nothing else is removed.
+pub async fn remove_stale(path: &Path) -> Result<bool, ControlError> {
+    let failed = |e| Err(ControlError::Bind(path.to_owned(), e));
+    match fs::symlink_metadata(path) {
+        Ok(file) if file.file_type().is_socket() => {}
+        Ok(_) => return Err(ControlError::NotASocket(path.to_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return failed(e),
+    }
+    match UnixStream::connect(path).await {
+        // EAGAIN: its backlog is full.
+        Ok(_) => Err(ControlError::InUse(path.to_owned())),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            Err(ControlError::InUse(path.to_owned()))
+        }
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => match fs::remove_file(path) {
+            Ok(()) => {
+                remove_folder(path, false);
+                Ok(true)
+            }
+            Err(e) => failed(e),
+        },
+        Err(e) => failed(e),
+    }
+}
+
+/// Removes the folder of a socket if it is limpid's own and empty.
+fn remove_folder(path: &Path, made: bool) {
+    if let Some(folder) = path.parent()
+        && (made || folder == Path::new(FOLDER))
+    {
+        // ENOTEMPTY: other instances have theirs there.
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+/// A listening socket that is its owner's alone from the first moment: its file takes the mode that the
+/// socket has when it is bound (`unix_bind_bsd`).
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    fchmod(socket.as_fd(), Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    UnixListener::from_std(socket.into())
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 async fn answer(stream: UnixStream, registry: &Registry) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
-    let mut line = String::new();
-    let mut reader = BufReader::new(reader.take(REQUEST_LIMIT));
-    timeout(REQUEST_TIMEOUT, reader.read_line(&mut line)).await??;
-    let response = match serde_json::from_str::<Request>(&line) {
-        Ok(Request {
-            version: VERSION,
-            command: Command::Flows,
-        }) => Response::Flows(registry.list().iter().map(|flow| view(flow)).collect()),
-        Ok(Request { version, .. }) => Response::Error(format!(
-            "this limpid speaks version {VERSION} of the control protocol, not {version}"
-        )),
-        Err(e) => Response::Error(format!("not a request: {e}")),
+    let mut line = Vec::new();
+    let mut reader = BufReader::new(reader.take(REQUEST_LIMIT + 1));
+    timeout(REQUEST_TIMEOUT, reader.read_until(b'\n', &mut line)).await??;
+    let response = match command(&line) {
+        Ok(Command::Flows) => {
+            Response::Flows(registry.list().iter().map(|flow| view(flow)).collect())
+        }
+        Err(refusal) => Response::Error(refusal),
     };
     let mut bytes = serde_json::to_vec(&response)?;
     bytes.push(b'\n');
-    writer.write_all(&bytes).await
+    timeout(REQUEST_TIMEOUT, writer.write_all(&bytes)).await?
+}
+
+/// What is asked, or what to say to it.
+fn command(line: &[u8]) -> Result<Command, String> {
+    /// What every version of a request has.
+    #[derive(Deserialize)]
+    struct AnyRequest {
+        version: u32,
+    }
+    if line.len() as u64 > REQUEST_LIMIT {
+        return Err(format!("a request has at most {REQUEST_LIMIT} bytes"));
+    }
+    let garbage = |e| format!("not a request: {e}");
+    // The version first: the commands of another may be unknown to this one.
+    let AnyRequest { version } = serde_json::from_slice(line).map_err(garbage)?;
+    if version != VERSION {
+        return Err(format!(
+            "this limpid speaks version {VERSION} of the control protocol, not {version}"
+        ));
+    }
+    let Request { command, .. } = serde_json::from_slice(line).map_err(garbage)?;
+    Ok(command)
 }
 
 fn view(flow: &Flow) -> FlowView {

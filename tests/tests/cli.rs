@@ -188,8 +188,13 @@ fn probe_without_privileges() -> Result<()> {
     let limpid = limpid_binary()?.display().to_string();
     let args = ["--bounding-set=-all", "--inh-caps=-all", &limpid, "probe"];
     let shown = host.run("setpriv", &args)?;
-    let line = shown.lines().find(|line| line.contains("TCX links"));
-    ensure!(line.is_some_and(|line| line.contains("CAP_BPF")), "{shown}");
+    for about in ["TCX links", "sockhash maps", "steering (", "engine sockmap"] {
+        let line = shown.lines().find(|line| line.contains(about));
+        ensure!(
+            line.is_some_and(|line| line.contains("cannot tell") && line.contains("CAP_BPF")),
+            "{about}: {shown}"
+        );
+    }
     Ok(())
 }
 

@@ -28,9 +28,19 @@ pub struct Report {
 struct Feature {
     name: &'static str,
     needed_for: &'static str,
-    /// What is there, or what is missing.
-    found: Result<String, String>,
+    found: Found,
     essential: bool,
+}
+
+/// What the kernel says about a feature.
+#[derive(Debug)]
+enum Found {
+    /// It is there.
+    Yes,
+    /// It is not, or cannot be told: why.
+    No(String),
+    /// This process may not ask.
+    Forbidden,
 }
 
 /// Asks the kernel. Nothing stays loaded.
@@ -66,10 +76,10 @@ pub fn probe() -> Report {
         essential(
             "kernel BTF",
             "sockmap",
-            Globals::from_kernel()
-                .known()
-                .map(|()| "yes".to_owned())
-                .map_err(ToString::to_string),
+            match Globals::from_kernel().known() {
+                Ok(()) => Found::Yes,
+                Err(e) => Found::No(e.to_string()),
+            },
         ),
     ];
     Report {
@@ -78,36 +88,36 @@ pub fn probe() -> Report {
     }
 }
 
-fn program(kind: ProgramType) -> Result<String, String> {
+fn program(kind: ProgramType) -> Found {
     answer(is_program_supported(kind))
 }
 
-fn map(kind: MapType) -> Result<String, String> {
+fn map(kind: MapType) -> Found {
     answer(is_map_supported(kind))
 }
 
-fn tcx() -> Result<String, String> {
+fn tcx() -> Found {
     match query_tcx() {
-        Ok(()) => Ok("yes".to_owned()),
+        Ok(()) => Found::Yes,
         Err(e) if errno(&e) == Some(libc::EINVAL) => {
-            Err("no (Linux 6.6 has them): clsact is used".to_owned())
+            Found::No("no (Linux 6.6 has them): clsact is used".to_owned())
         }
-        Err(e) => Err(unknown(&e)),
+        Err(e) => unanswered(&e),
     }
 }
 
-fn answer<E: Error + 'static>(supported: Result<bool, E>) -> Result<String, String> {
+fn answer<E: Error + 'static>(supported: Result<bool, E>) -> Found {
     match supported {
-        Ok(true) => Ok("yes".to_owned()),
-        Ok(false) => Err("no".to_owned()),
-        Err(e) => Err(unknown(&e)),
+        Ok(true) => Found::Yes,
+        Ok(false) => Found::No("no".to_owned()),
+        Err(e) => unanswered(&e),
     }
 }
 
 /// Why the kernel did not answer, with every cause.
-fn unknown(error: &(dyn Error + 'static)) -> String {
+fn unanswered(error: &(dyn Error + 'static)) -> Found {
     if errno(error) == Some(libc::EPERM) {
-        return format!("needs root, or {CAPABILITIES}");
+        return Found::Forbidden;
     }
     let mut text = format!("cannot tell: {error}");
     for cause in causes(error).skip(1).map(ToString::to_string) {
@@ -115,25 +125,37 @@ fn unknown(error: &(dyn Error + 'static)) -> String {
             text = format!("{text}: {cause}");
         }
     }
-    text
+    Found::No(text)
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Yes => f.write_str("yes"),
+            Self::No(why) => f.write_str(why),
+            Self::Forbidden => write!(f, "cannot tell: needs root, or {CAPABILITIES}"),
+        }
+    }
 }
 
 impl Report {
-    /// What of the features that `engine` needs is missing.
-    fn missing(&self, engine: &str) -> Vec<&'static str> {
+    /// The features that `engine` needs and does not have.
+    fn missing(&self, engine: &str) -> Vec<&Feature> {
         self.features
             .iter()
-            .filter(|f| f.essential && f.found.is_err() && f.needed_for == engine)
-            .map(|f| f.name)
+            .filter(|f| f.essential && f.needed_for == engine && !matches!(f.found, Found::Yes))
             .collect()
     }
 
     fn engine(&self, engine: &str) -> String {
         let missing = self.missing(engine);
-        if missing.is_empty() {
+        if let Some(forbidden) = missing.iter().find(|f| matches!(f.found, Found::Forbidden)) {
+            forbidden.found.to_string()
+        } else if missing.is_empty() {
             "yes".to_owned()
         } else {
-            format!("no: {} missing", missing.join(", "))
+            let names: Vec<&str> = missing.iter().map(|f| f.name).collect();
+            format!("no: {} missing", names.join(", "))
         }
     }
 
@@ -159,14 +181,13 @@ impl fmt::Display for Report {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         writeln!(f, "kernel {}\n", release.trim())?;
         for feature in &self.features {
-            let found = match &feature.found {
-                Ok(found) | Err(found) => found,
-            };
-            writeln!(
-                f,
-                "  {:<16} {:<36} {found}",
-                feature.name, feature.needed_for
-            )?;
+            let Feature {
+                name,
+                needed_for,
+                found,
+                ..
+            } = feature;
+            writeln!(f, "  {name:<16} {needed_for:<36} {found}")?;
         }
         writeln!(
             f,

@@ -35,8 +35,8 @@ use crate::surroundings::Surroundings;
 /// Open files of this process and of those it starts, where the machine allows that.
 const FILES: u64 = 200_000;
 
-/// Files that a proxy opens for a connection, and those it may need beside.
-const FILES_EACH: u64 = 2;
+/// Files that a proxy wants for a connection (limpid counts four: two sockets and a pipe), and beside.
+const FILES_EACH: u64 = 4;
 const FILES_BESIDE: u64 = 800;
 
 /// Measures limpid beside routing, DNAT, HAProxy and nginx.
@@ -82,6 +82,10 @@ struct Arguments {
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
 
+    /// Put only those loads on them whose names, as progress shows them, contain one of these
+    #[arg(long, value_name = "NAME")]
+    load: Vec<String>,
+
     /// Write docs/bench.md and docs/bench.svg as well
     #[arg(long)]
     docs: bool,
@@ -105,6 +109,14 @@ impl Arguments {
             idle: usize::try_from(self.idle)?,
             stall: Duration::from_secs(self.stall),
         })
+    }
+
+    fn loads(&self) -> Vec<Workload> {
+        let wanted = |load: &Workload| {
+            let name = load.to_string();
+            self.load.is_empty() || self.load.iter().any(|part| name.contains(part.as_str()))
+        };
+        Workload::ALL.into_iter().filter(wanted).collect()
     }
 
     fn wants(&self, kind: &Kind) -> bool {
@@ -207,10 +219,11 @@ fn measure(
     let extent = arguments.extent()?;
     let mut results = Results::default();
     let start = Instant::now();
-    let all = arguments.rounds as usize * Workload::ALL.len() * contenders.len();
+    let loads = arguments.loads();
+    let all = arguments.rounds as usize * loads.len() * contenders.len();
     let mut done = 0;
     for round in 0..arguments.rounds as usize {
-        for workload in Workload::ALL {
+        for workload in &loads {
             for turn in 0..contenders.len() {
                 // Another one goes first in each round.
                 let contender = &contenders[(turn + round) % contenders.len()];

@@ -54,7 +54,7 @@ fn draw(area: &Area<'_>, report: &Report, metric: Metric) -> Result<()> {
         Better::Lower => "less is better",
     };
     let title = format!("{}, {} ({direction})", metric.title(), metric.unit());
-    area.draw(&Text::new(title, (12, 18), ("sans-serif", 14).into_font()))
+    area.draw(&Text::new(title, (12, 18), ("sans-serif", 17).into_font()))
         .map_err(unplotted)?;
     let bars: Vec<_> = report
         .contenders
@@ -67,7 +67,7 @@ fn draw(area: &Area<'_>, report: &Report, metric: Metric) -> Result<()> {
         .fold(f64::MIN_POSITIVE, f64::max);
     #[expect(clippy::cast_possible_truncation, reason = "at most LONGEST")]
     let length = |value: f64| START + (value.max(0.0) / largest * LONGEST) as i32;
-    let small = ("sans-serif", 12).into_font();
+    let small = ("sans-serif", 15).into_font();
     for (n, (kind, summary)) in (0..).zip(bars) {
         let top = TITLE + STEP * n;
         let middle = top + BAR / 2;

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
             priority_taken(lab, hook)
         });
     }
+    suite.test("first_at_ingress", &[], first_at_ingress);
     suite.test("two_instances_by_clsact", &[], two_instances);
     suite.test("from_clsact_to_tcx", &[Need::Kernel(6, 6)], |lab| {
         change_of_mode(lab, "clsact", "tcx")
@@ -256,6 +257,19 @@ async fn priority_taken(lab: Lab, hook: &str) -> Result<()> {
     ensure!(status.success(), "{status}");
     ensure!(filters(&scene.net.proxy)? == before, "{before}");
     Ok(())
+}
+
+/// Another's program, with the lowest number that there is, which ends the search for every packet.
+async fn first_at_ingress(lab: Lab) -> Result<()> {
+    let net = Topology::standard()?;
+    tc(&net.proxy, &format!("qdisc add dev {DEVICE} clsact"))?;
+    let accept = NOTHING.replace("bpf", "bpf direct-action");
+    tc(
+        &net.proxy,
+        &format!("filter add dev {DEVICE} ingress prio 1 {accept}"),
+    )?;
+    let scene = scene(net, &lab, clsact).await?;
+    steers(&scene).await
 }
 
 /// Each removes its own.

@@ -310,8 +310,8 @@ fn is_empty(bpffs: &Path) -> bool {
     })
 }
 
-/// Is the topmost mount there one of limpid's? proc_pid_mountinfo(5): the mount point is field 5, the
-/// source the second after the `-`.
+/// Is the topmost mount there one of limpid's? In `proc_pid_mountinfo(5)` the mount point is field 5,
+/// the source the second after the `-`.
 fn is_our_mount(path: &Path) -> bool {
     let (Ok(path), Ok(mounts)) = (
         path.canonicalize(),

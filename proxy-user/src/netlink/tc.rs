@@ -105,7 +105,8 @@ pub struct Filter {
     pub name: Option<String>,
     /// The id of a BPF filter's program.
     pub program: Option<u32>,
-    all_protocols: bool,
+    /// Does it see every packet, whatever its protocol?
+    pub all_protocols: bool,
 }
 
 impl Filter {

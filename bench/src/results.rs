@@ -66,19 +66,30 @@ impl Results {
         if metric == Metric::Idle {
             return self.idle(contender);
         }
+        if metric == Metric::IdleProcess {
+            return self.process(contender);
+        }
         Summary::of(self.rounds(metric, contender))
+    }
+
+    /// A process keeps the pages that it once took: the round in which it took most tells what it
+    /// needs, the others add nothing.
+    fn process(&self, contender: &str) -> Option<Summary> {
+        let rounds = self.rounds(Metric::IdleProcess, contender);
+        let most = Summary::of(rounds)?.max;
+        Summary::of(&[most])
     }
 
     /// What a connection without a proxy needs is taken off, so that the proxy host's part is left.
     fn idle(&self, contender: &str) -> Option<Summary> {
         let kernel = self.rounds(Metric::IdleKernel, contender);
-        let process = self.rounds(Metric::IdleProcess, contender);
-        let direct = self.summary(Metric::IdleKernel, &Kind::Direct.name())?;
-        let proxy_host: Vec<f64> = kernel
-            .iter()
-            .zip(process)
-            .map(|(kernel, process)| kernel - direct.median + process)
-            .collect();
+        let process = self.process(contender)?.max;
+        let without = Kind::Direct.name();
+        if contender == without {
+            return None;
+        }
+        let ends = self.summary(Metric::IdleKernel, &without)?.median;
+        let proxy_host: Vec<f64> = kernel.iter().map(|all| all - ends + process).collect();
         Summary::of(&proxy_host)
     }
 
@@ -132,6 +143,10 @@ mod tests {
         let idle = |kernel, process| [(Metric::IdleKernel, kernel), (Metric::IdleProcess, process)];
         results.add("direct", &idle(5.0, 0.0));
         results.add("haproxy", &idle(9.0, 3.0));
+        let summary = results.summary(Metric::Idle, "haproxy");
+        assert_eq!(summary.map(|summary| summary.median), Some(7.0));
+        // The process has its pages from the round before.
+        results.add("haproxy", &idle(9.0, 0.0));
         let summary = results.summary(Metric::Idle, "haproxy");
         assert_eq!(summary.map(|summary| summary.median), Some(7.0));
     }

@@ -110,7 +110,8 @@ CPUs, so at saturation a contender is as fast as everything together is cheap.
 * idle connection: growth of slabs and TCP's queue pages (`/proc/meminfo`, `/proc/net/sockstat`) while
   connections are opened that carry 5 bytes each way and then nothing. The kernel does not say which namespace
   its memory is for, so what `direct` grows by (the sockets of client and backend) is taken off, and the growth
-  of the proxy process added: that is the row of the proxy host. What is there before the first connection
+  of the proxy process added (of the round in which it grew most, for it keeps its pages): that is the row of
+  the proxy host. What is there before the first connection
   (tables of BPF maps, a proxy's pools) is not in it.
 * stalled reader: one client sends, the backend accepts and does not read. What the client gets rid of, up to
   1 GiB, and the largest growth of kernel memory (total less free, cache and anonymous pages) and proxy process.

@@ -29,6 +29,9 @@ fn main() -> ExitCode {
     suite.test("probe_without_privileges", &[], |_| async {
         probe_without_privileges()
     });
+    suite.test("mount_without_privileges", &[], |lab| async move {
+        mount_without_privileges(&lab)
+    });
     suite.test("layout_of_another_version", &[], layout_of_another_version);
     suite.test("control_over_a_file", &[], |lab| async move {
         control_over_a_file(&lab)
@@ -195,6 +198,25 @@ fn probe_without_privileges() -> Result<()> {
             "{about}: {shown}"
         );
     }
+    Ok(())
+}
+
+/// A BPF file system that is missing and may not be mounted: the message says what it takes.
+fn mount_without_privileges(lab: &Lab) -> Result<()> {
+    let net = Topology::standard()?;
+    let options = plain(&net).engine(Engine::Sockmap).without_bpffs().under(&[
+        "/usr/bin/setpriv",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+    ]);
+    let mut limpid = Limpid::spawn(&net.proxy, lab, &options)?;
+    let status = limpid.process().wait(PATIENCE)?;
+    let log = limpid.log()?;
+    ensure!(!status.success(), "{log}");
+    ensure!(
+        log.contains("mount") && log.contains("CAP_SYS_ADMIN"),
+        "{log}"
+    );
     Ok(())
 }
 

@@ -31,8 +31,8 @@ pub enum Command {
     Run(Box<run::RunArgs>),
     /// List the open flows of a running limpid.
     Flows(flows::FlowsArgs),
-    /// Remove what a limpid that was killed has left on this host: its pins, filters and qdiscs, and
-    /// nothing else.
+    /// Remove what a limpid that was killed has left on this host: its pins, filters, qdiscs and control
+    /// socket, and nothing else. Filters are those of this network namespace.
     ///
     /// A limpid that ends by SIGTERM removes all of it itself. After SIGKILL the programs stay, so that
     /// the kernel can close the connections in their clients' names; the next start with the same
@@ -53,7 +53,8 @@ pub struct InstanceArgs {
 /// Where an instance pins.
 #[derive(Clone, Debug, Args)]
 pub struct BpffsArgs {
-    /// The BPF file system to pin in, at `PATH/limpid/NAME`. Mounted if it is not.
+    /// The BPF file system to pin in, at `PATH/limpid/NAME`. Mounted if it is not, and unmounted by
+    /// the last limpid that ends.
     #[arg(long, value_name = "PATH", default_value = BPFFS)]
     pub bpffs: PathBuf,
 }

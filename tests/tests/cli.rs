@@ -32,6 +32,9 @@ fn main() -> ExitCode {
     suite.test("mount_without_privileges", &[], |lab| async move {
         mount_without_privileges(&lab)
     });
+    suite.test("maps_without_privileges", &[], |lab| async move {
+        maps_without_privileges(&lab)
+    });
     suite.test("layout_of_another_version", &[], layout_of_another_version);
     suite.test("control_over_a_file", &[], |lab| async move {
         control_over_a_file(&lab)
@@ -203,8 +206,21 @@ fn probe_without_privileges() -> Result<()> {
 
 /// A BPF file system that is missing and may not be mounted: the message says what it takes.
 fn mount_without_privileges(lab: &Lab) -> Result<()> {
+    without_privileges(lab, Options::without_bpffs, &["mount", "CAP_SYS_ADMIN"])
+}
+
+/// Maps that may not be made: the same, and no empty folder stays.
+fn maps_without_privileges(lab: &Lab) -> Result<()> {
+    without_privileges(lab, |options| options, &["maps", "CAP_BPF"])
+}
+
+fn without_privileges(
+    lab: &Lab,
+    more: impl FnOnce(Options) -> Options,
+    words: &[&str],
+) -> Result<()> {
     let net = Topology::standard()?;
-    let options = plain(&net).engine(Engine::Sockmap).without_bpffs().under(&[
+    let options = more(plain(&net).engine(Engine::Sockmap)).under(&[
         "/usr/bin/setpriv",
         "--bounding-set=-all",
         "--inh-caps=-all",
@@ -213,10 +229,10 @@ fn mount_without_privileges(lab: &Lab) -> Result<()> {
     let status = limpid.process().wait(PATIENCE)?;
     let log = limpid.log()?;
     ensure!(!status.success(), "{log}");
-    ensure!(
-        log.contains("mount") && log.contains("CAP_SYS_ADMIN"),
-        "{log}"
-    );
+    for word in words {
+        ensure!(log.contains(word), "{word:?} is missing: {log}");
+    }
+    ensure!(limpid.pinned()?.is_empty(), "left: {:?}", limpid.pinned()?);
     Ok(())
 }
 

@@ -182,7 +182,8 @@ fn first(filters: &[Filter]) -> u16 {
     (FIRST..LAST).find(|p| !blocked(*p)).unwrap_or(FIRST)
 }
 
-/// Behind all that are there, and those for which nobody will name a priority.
+/// Behind all that are there, and those for which nobody will name a priority. One that accepts packets
+/// for good keeps them from limpid's: the SYN is not steered then, and the connection refused.
 fn last(filters: &[Filter]) -> u16 {
     let behind = filters.iter().map(|f| f.priority.saturating_add(1));
     behind.fold(LAST, u16::max)

@@ -192,7 +192,7 @@ impl Pins {
         }
         Ok(Lock {
             folder: Some(folder),
-            bpffs: self.bpffs.clone(),
+            pins: self.clone(),
         })
     }
 
@@ -232,7 +232,13 @@ impl Pins {
         if let Some(e) = failed {
             return Err(e);
         }
-        // The folder of all instances goes with the last of them.
+        self.remove_folders()?;
+        Ok(removed)
+    }
+
+    /// Removes the folders as far as they are empty; that of all instances goes with the last of them.
+    fn remove_folders(&self) -> Result<(), PinsError> {
+        let links = self.root.join("links");
         let all = self.root.parent().unwrap_or(&self.root);
         for folder in [&links, self.root.as_path(), all] {
             match fs::remove_dir(folder).map_err(|e| (e.kind(), e)) {
@@ -241,7 +247,7 @@ impl Pins {
                 Err((_, e)) => return Err(PinsError::file("remove", folder, e)),
             }
         }
-        Ok(removed)
+        Ok(())
     }
 
     fn ensure_bpffs(&self) -> Result<(), PinsError> {
@@ -261,16 +267,21 @@ impl Pins {
 #[derive(Debug)]
 pub struct Lock {
     folder: Option<Flock<fs::File>>,
-    bpffs: PathBuf,
+    pins: Pins,
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
+        // Empty, where nothing was pinned.
+        if let Err(e) = self.pins.remove_folders() {
+            tracing::warn!("{e}");
+        }
         // An open folder keeps its file system busy.
         drop(self.folder.take());
-        if is_our_mount(&self.bpffs) && is_empty(&self.bpffs) {
+        let bpffs = &self.pins.bpffs;
+        if is_our_mount(bpffs) && is_empty(bpffs) {
             // EBUSY: somebody has just come in.
-            let _ = umount2(&self.bpffs, MntFlags::empty());
+            let _ = umount2(bpffs, MntFlags::empty());
         }
     }
 }

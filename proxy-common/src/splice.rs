@@ -19,6 +19,14 @@ pub const SEND_BUFFER: u64 = 2 * REDIRECT_LIMIT;
 /// Receive buffer of a source, in bytes of kernel memory: what passed data can hold.
 pub const RECEIVE_BUFFER: u64 = 6 << 20;
 
+/// Bytes that a source may have received and userspace not read: more is refused before TCP takes
+/// it, and so acknowledges it.
+///
+/// Passed data closes the source's window by being charged to the receive buffer. But behind data
+/// that was redirected *to* the source it waits in the same queue, and is charged to nobody until a
+/// kernel thread gets there; meanwhile the window stays open.
+pub const UNREAD_LIMIT: u32 = RECEIVE_BUFFER as u32;
+
 /// Least that an skb is taken to cost: a small write occupies this much of a send buffer.
 pub const LEAST_COST: u32 = 2048;
 
@@ -80,6 +88,8 @@ impl Gate {
 pub struct KernelOffsets {
     /// `tcp_sock.copied_seq`
     pub tcp_copied_seq: u32,
+    /// `tcp_sock.rcv_nxt`
+    pub tcp_rcv_nxt: u32,
     /// `tcp_sock.bytes_acked`
     pub tcp_bytes_acked: u32,
     /// `sk_buff.cb`, of a TCP skb `tcp_skb_cb`, plus `tcp_skb_cb.seq`
@@ -147,7 +157,7 @@ impl Splice {
 
 const _: () = assert!(size_of::<Splice>() == 88);
 const _: () = assert!(size_of::<Gate>() == 8);
-const _: () = assert!(size_of::<KernelOffsets>() == 16);
+const _: () = assert!(size_of::<KernelOffsets>() == 20);
 
 #[cfg(feature = "aya")]
 mod pod {

@@ -3,7 +3,7 @@
 //! This page is the entry points; each calls one function of the module that it belongs to:
 //!
 //! * [`steering`] (tc): the client's address on the wire, and the replies brought back.
-//! * [`splice`] (sk_skb): the engine `sockmap`.
+//! * [`splice`] (sk_skb, socket filter): the engine `sockmap`.
 //! * [`packet`]: reading and rewriting packets.
 //! * [`maps`]: every map.
 //!
@@ -12,7 +12,7 @@
 #![no_std]
 #![no_main]
 
-use aya_ebpf::macros::{classifier, stream_verdict};
+use aya_ebpf::macros::{classifier, socket_filter, stream_verdict};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use proxy_common::packet::ETHERNET;
 
@@ -49,6 +49,12 @@ pub fn steer_ingress_l3(ctx: TcContext) -> i32 {
 #[stream_verdict]
 pub fn splice_verdict(ctx: SkBuffContext) -> u32 {
     splice::verdict(&ctx)
+}
+
+/// Socket filter of each source: refuses data while too much is unread.
+#[socket_filter]
+pub fn splice_filter(ctx: SkBuffContext) -> i64 {
+    splice::filter(&ctx)
 }
 
 #[panic_handler]

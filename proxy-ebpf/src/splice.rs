@@ -1,7 +1,7 @@
 //! The engine `sockmap`: what arrives on a source goes to its target's send queue, or to userspace.
 //!
-//! Glue only: the decisions are [`Splice::taken`] and [`Splice::admit`]. The program runs for each skb
-//! of a source, one at a time (under its socket lock).
+//! Glue only: the decisions are [`Splice::taken`] and [`Splice::admit`]. The verdict runs for each skb
+//! of a source, one at a time (under its socket lock); the socket filter for each segment before that.
 //!
 //! There is no stream parser. With one, kernels from 6.14 on set the socket's read position back by
 //! what the last batch passed, not by all that userspace has not read yet; once userspace reads it,
@@ -14,7 +14,7 @@ use aya_ebpf::helpers::{
     bpf_sk_release, bpf_skc_to_tcp_sock,
 };
 use aya_ebpf::programs::SkBuffContext;
-use proxy_common::splice::{KernelOffsets, Splice};
+use proxy_common::splice::{KernelOffsets, Splice, UNREAD_LIMIT};
 
 use crate::maps::{GATES, SPLICES, TARGETS};
 
@@ -22,6 +22,7 @@ use crate::maps::{GATES, SPLICES, TARGETS};
 #[unsafe(no_mangle)]
 static KERNEL_OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     tcp_copied_seq: 0,
+    tcp_rcv_nxt: 0,
     tcp_bytes_acked: 0,
     skb_seq: 0,
     skb_truesize: 0,
@@ -71,6 +72,30 @@ pub fn verdict(ctx: &SkBuffContext) -> u32 {
         TARGETS.redirect_skb(ctx, &mut target, 0) as u32
     } else {
         SK_PASS
+    }
+}
+
+/// Takes a segment, or refuses it where its receiver has not read [`UNREAD_LIMIT`] bytes: its sender
+/// will send it again.
+#[inline(always)]
+pub fn filter(ctx: &SkBuffContext) -> i64 {
+    const ALL: i64 = u32::MAX as i64;
+    // The data offset: four bits, in words.
+    let Ok(offset) = ctx.load::<u8>(12) else {
+        return ALL;
+    };
+    if ctx.len() <= u32::from(offset >> 4) * 4 {
+        // Acknowledgements and window updates move the other direction.
+        return ALL;
+    }
+    let offsets = KERNEL_OFFSETS.load();
+    let received: u32 = of_source(ctx, offsets.tcp_rcv_nxt);
+    let unread = received.wrapping_sub(of_source(ctx, offsets.tcp_copied_seq));
+    // A difference in the upper half is negative: nothing is unread.
+    if unread > UNREAD_LIMIT && unread < 1 << 31 {
+        0
+    } else {
+        ALL
     }
 }
 
@@ -135,17 +160,23 @@ fn truesize(ctx: &SkBuffContext) -> u32 {
 /// adjusts it after a batch.
 #[inline(always)]
 fn copied(ctx: &SkBuffContext) -> u32 {
+    of_source(ctx, KERNEL_OFFSETS.load().tcp_copied_seq)
+}
+
+/// A field of the source's `tcp_sock`.
+#[inline(always)]
+fn of_source<T: Default>(ctx: &SkBuffContext, offset: u32) -> T {
     // SAFETY: a field of the context.
     let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
     if sk.is_null() {
-        return 0;
+        return T::default();
     }
     // SAFETY: a socket that is not null; the helper checks its kind.
     let tcp = unsafe { bpf_skc_to_tcp_sock(sk.cast()) };
     if tcp.is_null() {
-        return 0;
+        return T::default();
     }
-    read(tcp.cast(), KERNEL_OFFSETS.load().tcp_copied_seq)
+    read(tcp.cast(), offset)
 }
 
 /// Position up to which the target's peer has acknowledged; `None` if the target is gone.

@@ -5,17 +5,18 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, MapData, MapError, SockHash};
-use aya::programs::{ProgramError, SkSkb};
+use aya::programs::{Program, ProgramError, SkSkb, SocketFilter};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::splice::{Gate, KernelOffsets, Splice};
 use thiserror::Error;
 
 use super::btf::{Btf, BtfError};
+use crate::sys::splice::attach_filter;
 
 const BPF_NOEXIST: u64 = 1;
 
@@ -66,6 +67,7 @@ impl Globals {
         let offsets = Btf::of_kernel().and_then(|btf| {
             Ok(KernelOffsets {
                 tcp_copied_seq: btf.offset("tcp_sock", "copied_seq")?,
+                tcp_rcv_nxt: btf.offset("tcp_sock", "rcv_nxt")?,
                 tcp_bytes_acked: btf.offset("tcp_sock", "bytes_acked")?,
                 skb_seq: btf.offset("sk_buff", "cb")? + btf.offset("tcp_skb_cb", "seq")?,
                 skb_truesize: btf.offset("sk_buff", "truesize")?,
@@ -104,6 +106,7 @@ pub struct Sockmap {
     splices: Mutex<HashMap<MapData, u64, Splice>>,
     gates: Mutex<Array<MapData, Gate>>,
     free_gates: Mutex<Vec<u32>>,
+    filter: OwnedFd,
 }
 
 impl fmt::Debug for Sockmap {
@@ -119,17 +122,17 @@ impl Sockmap {
         globals.offsets.map_err(SockmapError::Btf)?;
         let sources: SockHash<_, u64> = take(ebpf, "SOURCES")?;
         let program = "splice_verdict";
-        let failed = |source| SockmapError::Program {
-            program,
-            source: Box::new(source),
-        };
-        let verdict: &mut SkSkb = ebpf
-            .program_mut(program)
-            .ok_or(SockmapError::Missing(program))?
-            .try_into()
-            .map_err(failed)?;
-        verdict.load().map_err(failed)?;
-        verdict.attach(sources.fd()).map_err(failed)?;
+        let verdict: &mut SkSkb = program_of(ebpf, program)?;
+        verdict
+            .load()
+            .and_then(|()| verdict.attach(sources.fd()).map(drop))
+            .map_err(|source| refused(program, source))?;
+        let program = "splice_filter";
+        let filter: &mut SocketFilter = program_of(ebpf, program)?;
+        let filter = filter
+            .load()
+            .and_then(|()| Ok(filter.fd()?.as_fd().try_clone_to_owned()?))
+            .map_err(|source| refused(program, source))?;
         let gates: Array<_, Gate> = take(ebpf, "GATES")?;
         Ok(Self {
             targets: Mutex::new(take(ebpf, "TARGETS")?),
@@ -137,6 +140,7 @@ impl Sockmap {
             splices: Mutex::new(take(ebpf, "SPLICES")?),
             free_gates: Mutex::new((0..gates.len()).rev().collect()),
             gates: Mutex::new(gates),
+            filter,
         })
     }
 
@@ -156,6 +160,7 @@ impl Sockmap {
 
     /// Runs the programs for what arrives on a socket from now on.
     pub fn insert_source(&self, cookie: u64, socket: &impl AsFd) -> io::Result<()> {
+        attach_filter(socket, &self.filter)?;
         let fd = socket.as_fd().as_raw_fd();
         lock(&self.sources)
             .insert(cookie, fd, BPF_NOEXIST)
@@ -208,6 +213,21 @@ impl Sockmap {
     /// Tells the programs what userspace has done.
     pub fn set_gate(&self, index: u32, gate: Gate) -> io::Result<()> {
         lock(&self.gates).set(index, gate, 0).map_err(errno)
+    }
+}
+
+fn program_of<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, SockmapError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or(SockmapError::Missing(name))?;
+    program.try_into().map_err(|source| refused(name, source))
+}
+
+fn refused(program: &'static str, source: ProgramError) -> SockmapError {
+    SockmapError::Program {
+        program,
+        source: Box::new(source),
     }
 }
 

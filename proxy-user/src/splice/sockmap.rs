@@ -2,7 +2,9 @@
 //!
 //! The verdict program redirects what arrives on a socket to the other one's send queue while it
 //! may (`Splice::admit`), and passes it to userspace otherwise. Passed data is charged to the
-//! receive buffer, so a target that is full stops its source as in any proxy. For each direction:
+//! receive buffer, so a target that is full stops its source as in any proxy. (Behind data on its way
+//! *to* the same socket it is charged late: a socket filter refuses segments while too much is unread,
+//! [`proxy_common::splice::UNREAD_LIMIT`].) For each direction:
 //!
 //! 1. Passed data becomes readable. It may be sent on once all that was redirected before it has
 //!    reached the target's TCP ("handed over"); then it is copied like any other.

@@ -79,6 +79,12 @@ pub fn set_window_clamp(socket: &impl AsFd, bytes: libc::c_int) -> io::Result<()
     set_int(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, bytes)
 }
 
+/// Runs a BPF program of the type socket filter for what the socket is to receive (`SO_ATTACH_BPF`).
+pub fn attach_filter(socket: &impl AsFd, program: &impl AsFd) -> io::Result<()> {
+    let program = program.as_fd().as_raw_fd();
+    set_int(socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program)
+}
+
 fn set_int(
     socket: &impl AsFd,
     level: libc::c_int,

@@ -50,6 +50,10 @@ impl Direction for Copy<'_> {
         self.0.poll(cx, from, to, |_, _| Poll::Ready(Ok(())))
     }
 
+    fn waits_for_source(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn last_activity(&self) -> Instant {
         self.0.last_activity()
     }

@@ -280,6 +280,11 @@ impl Direction for Spliced<'_> {
         }
     }
 
+    fn waits_for_source(&self) -> bool {
+        // It may wait for a queue or a timer, and has no small messages to be quick with.
+        false
+    }
+
     fn last_activity(&self) -> Instant {
         let redirected = self.kernel.splice().ok().and_then(|splice| {
             let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?);

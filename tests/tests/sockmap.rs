@@ -236,11 +236,13 @@ async fn ping_pong(pair: &mut Pair, times: usize) -> Result<()> {
 
 /// A scene whose SYNs take long enough to the backend to stop the daemon meanwhile.
 async fn with_a_far_backend(lab: &Lab, family: Family) -> Result<Scene> {
-    let mut plan = Plan::default();
-    plan.inside = LinkKind::Tap(Impairment {
-        delay: scaled(Duration::from_millis(30)),
-        ..Impairment::default()
-    });
+    let plan = Plan {
+        inside: LinkKind::Tap(Impairment {
+            delay: scaled(Duration::from_millis(30)),
+            ..Impairment::default()
+        }),
+        ..Plan::default()
+    };
     Scene::with(lab, family, &plan, |options| {
         options.engine(Engine::Sockmap)
     })
@@ -465,13 +467,15 @@ async fn reset_while_redirecting(lab: Lab, by_client: bool, family: Family) -> R
 /// Point 5: a segment that repeats data and brings new is stripped of what it repeats, also where
 /// the sequence numbers start again at 0.
 async fn overlap_across_the_wrap(lab: Lab, family: Family) -> Result<()> {
-    let mut plan = Plan::default();
-    plan.transit = LinkKind::Tap(Impairment {
-        seed: 4,
-        overlap: 0.3,
-        mss: Some(600),
-        ..Impairment::default()
-    });
+    let plan = Plan {
+        transit: LinkKind::Tap(Impairment {
+            seed: 4,
+            overlap: 0.3,
+            mss: Some(600),
+            ..Impairment::default()
+        }),
+        ..Plan::default()
+    };
     let scene = Scene::with(&lab, family, &plan, |options| {
         options.engine(Engine::Sockmap)
     })

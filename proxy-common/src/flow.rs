@@ -170,6 +170,43 @@ pub struct Translation {
     pub action: u16,
     /// `SEEN_*` bits.
     pub seen: u16,
+    /// Added, modulo 2^32, to the timestamp that leaves, or to its echo that comes back; 0: the
+    /// connection has none. See [`wire_clock`].
+    pub timestamp: u32,
+    /// Padding, 0.
+    pub reserved: u32,
+}
+
+impl Translation {
+    /// An entry of `flow` that has seen nothing yet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(flow: u64, action: u16, rewrite: Tuple) -> Self {
+        Self {
+            flow,
+            packets: 0,
+            bytes: 0,
+            last_seen_ns: 0,
+            rewrite,
+            action,
+            seen: 0,
+            timestamp: 0,
+            reserved: 0,
+        }
+    }
+}
+
+/// The timestamp (RFC 7323) that a steered connection shows at `now_ns` of `CLOCK_MONOTONIC`.
+///
+/// Linux starts each connection's timestamps at an offset that depends on its addresses and ports
+/// (`secure_tcp_ts_off`). A client that comes again from the same port gets another port of ours, and
+/// so another offset, and a backend that still has the last connection in TIME-WAIT would take the new
+/// SYN for an old one (RFC 7323, 5; RFC 6191). So all steered connections show one clock, in ms since
+/// `base`, which is the same for all daemons of a boot.
+#[inline(always)]
+#[must_use]
+pub const fn wire_clock(now_ns: u64, base: u32) -> u32 {
+    ((now_ns / 1_000_000) as u32).wrapping_add(base)
 }
 
 /// The single value of the pinned array `META`.
@@ -217,7 +254,7 @@ impl core::ops::Add for SteeringCounters {
 
 const _: () = assert!(size_of::<Address>() == 16);
 const _: () = assert!(size_of::<Tuple>() == 36);
-const _: () = assert!(size_of::<Translation>() == 72);
+const _: () = assert!(size_of::<Translation>() == 80);
 const _: () = assert!(size_of::<Meta>() == 8);
 const _: () = assert!(size_of::<SteeringCounters>() == 48);
 

@@ -93,6 +93,54 @@ pub fn tcp(ctx: &TcContext, packet: &Packet) -> Option<headers::Tcp> {
     headers::tcp(ctx.load((packet.l4 + 12) as usize).ok()?)
 }
 
+/// Where the timestamps option of a TCP header has its two words, from the packet's start; 0: it has
+/// none.
+#[inline(never)]
+pub fn timestamps(ctx: &TcContext, l4: u32, header_len: u32) -> u32 {
+    /// Two NOPs, kind 8, length 10: where every stack puts it, once connected (RFC 7323, appendix A).
+    const ALIGNED: [u8; 4] = [NOP, NOP, TIMESTAMPS, 10];
+    const NOP: u8 = 1;
+    const TIMESTAMPS: u8 = 8;
+    const END: u8 = 0;
+    if header_len >= 32 && ctx.load::<[u8; 4]>((l4 + 20) as usize) == Ok(ALIGNED) {
+        return l4 + 24;
+    }
+    let mut at = 20;
+    for _ in 0..16 {
+        if at + 10 > header_len {
+            return 0;
+        }
+        let Ok([kind, len]) = ctx.load::<[u8; 2]>((l4 + at) as usize) else { return 0 };
+        at += match (kind, len) {
+            (NOP, _) => 1,
+            (TIMESTAMPS, 10) => return l4 + at + 2,
+            (END, _) | (_, 0 | 1) => return 0,
+            (_, len) => u32::from(len),
+        };
+    }
+    0
+}
+
+/// The big-endian word at `at`.
+#[inline(always)]
+pub fn word(ctx: &TcContext, at: u32) -> Option<u32> {
+    ctx.load(at as usize).ok().map(u32::from_be_bytes)
+}
+
+/// Adds to the big-endian word at `at` of a TCP header, unless it is 0.
+#[inline(never)]
+pub fn add_to_word(ctx: &TcContext, l4: u32, at: u32, add: u32) -> Result<(), RewriteFailed> {
+    let old = word(ctx, at).ok_or(RewriteFailed)?;
+    if old == 0 {
+        return Ok(());
+    }
+    let (old, new) = (old.to_be(), old.wrapping_add(add).to_be());
+    // The sum is over pairs of bytes: a word that begins in the middle of one counts turned by a byte.
+    let turn = |word: u32| if (at - l4) & 1 == 0 { word } else { word.rotate_right(8) };
+    replace_l4_word(ctx, l4 + TCP_CHECKSUM, turn(old), turn(new))?;
+    store(ctx, at, &new)
+}
+
 /// Gives a TCP packet other addresses and ports, checksums included.
 ///
 /// Right with and without checksum offload: the pseudo header's part goes in with
@@ -109,7 +157,7 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, new: &Tuple) -> Result<(), Rewr
     };
     replace_l4_pseudo(ctx, packet.ipv6, checksum, diff)?;
     if ports(old) != ports(new) {
-        replace_l4_ports(ctx, checksum, ports(old), ports(new))?;
+        replace_l4_word(ctx, checksum, ports(old), ports(new))?;
         store(ctx, packet.l4, &ports(new))?;
     }
     if packet.ipv6 {
@@ -202,7 +250,7 @@ fn replace_l4(ctx: &TcContext, at: u32, diff: u64, flags: u64) -> Result<(), Rew
 }
 
 #[inline(always)]
-fn replace_l4_ports(ctx: &TcContext, at: u32, old: u32, new: u32) -> Result<(), RewriteFailed> {
+fn replace_l4_word(ctx: &TcContext, at: u32, old: u32, new: u32) -> Result<(), RewriteFailed> {
     ctx.l4_csum_replace(at as usize, old.into(), new.into(), 4).map_err(|_| RewriteFailed)
 }
 

@@ -5,17 +5,23 @@
 //! proxy <-> backend. Packets of no flow pass untouched.
 
 use aya_ebpf::EbpfContext as _;
+use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_ANY, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::{debug, warn};
 use proxy_common::flow::{
     SEEN_ANSWER, SEEN_FIN, SEEN_RST, SEEN_SYN, STEER_IN, STEER_OUT, Translation, Tuple,
+    wire_clock,
 };
 use proxy_common::packet::{ACK, FIN, RST, SYN, TCP, Tcp, is_icmp_error};
 
 use crate::maps::{CONNECTING, FLOWS, count};
 use crate::packet::{self, Packet, RewriteFailed};
+
+/// See [`wire_clock`]. Set by the loader.
+#[unsafe(no_mangle)]
+static TIMESTAMP_BASE: Global<u32> = Global::new(0);
 
 /// On to the next program of the interface (TCX: `TCX_NEXT`; clsact: the next filter).
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -31,7 +37,7 @@ pub fn egress(ctx: &TcContext, l3: u32) -> i32 {
     }
     let Some(tcp) = packet::tcp(ctx, &packet) else { return NEXT };
     if tcp.flags & (SYN | ACK) == SYN {
-        match open(ctx, &packet.tuple) {
+        match open(ctx, &packet, tcp.header_len) {
             Opened::Steered => {}
             Opened::NotOurs => return NEXT,
             Opened::Refused => return DROP,
@@ -121,6 +127,14 @@ fn translate(
 ) -> Result<(), RewriteFailed> {
     let headers = packet.l4 + tcp.header_len;
     record(entry, tcp.flags, ctx.len().saturating_sub(headers));
+    if entry.timestamp != 0 {
+        let at = packet::timestamps(ctx, packet.l4, tcp.header_len);
+        if at != 0 {
+            // The value of what leaves, the echo of what comes back.
+            let at = if entry.action == STEER_OUT { at } else { at + 4 };
+            packet::add_to_word(ctx, packet.l4, at, entry.timestamp)?;
+        }
+    }
     packet::rewrite(ctx, packet, &entry.rewrite)
 }
 
@@ -153,7 +167,8 @@ enum Opened {
 
 /// Completes the flow of an upstream socket when its SYN leaves.
 #[inline(never)]
-fn open(ctx: &TcContext, tuple: &Tuple) -> Opened {
+fn open(ctx: &TcContext, packet: &Packet, header_len: u32) -> Opened {
+    let tuple = &packet.tuple;
     // SAFETY: the program's own context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     if let Some(entry) = FLOWS.get_ptr_mut(tuple) {
@@ -176,15 +191,9 @@ fn open(ctx: &TcContext, tuple: &Tuple) -> Opened {
         warn!(ctx, "flow {}: this host rewrites the upstream's address, SYN dropped", cookie);
         return Opened::Refused;
     }
-    let out = Translation {
-        flow: cookie,
-        packets: 0,
-        bytes: 0,
-        last_seen_ns: 0,
-        rewrite: reserved.reversed(),
-        action: STEER_OUT,
-        seen: SEEN_SYN,
-    };
+    let mut out = Translation::new(cookie, STEER_OUT, reserved.reversed());
+    out.seen = SEEN_SYN;
+    out.timestamp = timestamp_shift(ctx, packet, header_len);
     if FLOWS.insert(tuple, &out, u64::from(BPF_ANY)).is_err() {
         count(|c| &mut c.table_full);
         warn!(ctx, "flow {}: flow table full, SYN dropped", cookie);
@@ -194,7 +203,21 @@ fn open(ctx: &TcContext, tuple: &Tuple) -> Opened {
     // cannot come before this SYN has left.
     let reply = unsafe { &mut *reply };
     reply.rewrite = tuple.reversed();
+    reply.timestamp = 0u32.wrapping_sub(out.timestamp);
     reply.seen |= SEEN_SYN;
     debug!(ctx, "flow {}: steered", cookie);
     Opened::Steered
+}
+
+/// What makes the timestamps of the connection that this SYN opens those of [`wire_clock`].
+#[inline(always)]
+fn timestamp_shift(ctx: &TcContext, packet: &Packet, header_len: u32) -> u32 {
+    let at = packet::timestamps(ctx, packet.l4, header_len);
+    if at == 0 {
+        return 0;
+    }
+    let Some(ours) = packet::word(ctx, at) else { return 0 };
+    // SAFETY: no memory is involved.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    wire_clock(now_ns, TIMESTAMP_BASE.load()).wrapping_sub(ours)
 }

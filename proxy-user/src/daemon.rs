@@ -42,6 +42,9 @@ const SWEEP: Duration = Duration::from_millis(500);
 /// How long the kernel gets at the end to close the last sockets in their clients' names.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
+/// How often the programs on the interfaces are looked at: nothing tells when somebody removes them.
+const VERIFY: Duration = Duration::from_secs(10);
+
 /// How long link and route changes may go on before they are acted upon; they come in bursts.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -249,10 +252,10 @@ async fn accept(
     }
 }
 
-/// How many flows these descriptors are enough for: two sockets a flow, as many again for the pipes
-/// of engines that use them, and some for the daemon itself.
+/// How many flows these descriptors are enough for: two sockets a flow, and some for the daemon
+/// itself. (A transfer that finds none for a pipe goes without.)
 fn flows_for(descriptors: usize) -> usize {
-    (descriptors.saturating_sub(64) / 4).clamp(1, Semaphore::MAX_PERMITS)
+    (descriptors.saturating_sub(64) / 2).clamp(1, Semaphore::MAX_PERMITS)
 }
 
 /// Lets open flows end by themselves for a while, then resets them.
@@ -372,17 +375,17 @@ impl Kernel {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Changes come in bursts: the first sets the time at which all are acted upon.
-        let mut due: Option<Instant> = None;
+        let mut due = Instant::now() + VERIFY;
         loop {
             tokio::select! {
                 _ = sweep.tick() => {
                     self.sweep().await;
                 }
                 Some(()) = self.changes.next() => {
-                    due.get_or_insert_with(|| Instant::now() + SETTLE);
+                    due = due.min(Instant::now() + SETTLE);
                 }
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    due = None;
+                () = sleep_until(due) => {
+                    due = Instant::now() + VERIFY;
                     self.attach(netlink).await;
                 }
             }
@@ -393,7 +396,7 @@ impl Kernel {
         if let (Some(interfaces), Ok(bpf)) = (&mut self.interfaces, &mut self.bpf)
             && let Err(e) = interfaces.attach(bpf, netlink).await
         {
-            tracing::warn!("after a link or route change: {e}");
+            tracing::warn!("following the interfaces: {e}");
         }
     }
 

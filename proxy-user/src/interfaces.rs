@@ -47,7 +47,7 @@ impl Interfaces {
         }
     }
 
-    /// Attaches to the interfaces as they are now; those that are attached already stay.
+    /// Attaches to the interfaces as they are now; programs that are still attached stay.
     pub async fn attach(
         &mut self,
         bpf: &mut Bpf,
@@ -58,8 +58,12 @@ impl Interfaces {
         self.attached
             .retain(|_, attached| wanted.contains(attached));
         for (interface, place) in wanted {
-            if self.attached.contains_key(&interface.index) {
+            let known = self.attached.contains_key(&interface.index);
+            if known && bpf.is_attached(&interface, place) {
                 continue;
+            }
+            if known {
+                tracing::warn!(interface = %interface, "somebody has removed steering: attached again");
             }
             let mode = bpf.attach_steering(&interface, place, self.mode)?;
             tracing::info!(interface = %interface, %place, by = %mode, "steering attached");

@@ -47,7 +47,9 @@ impl HostState {
                 .filter(|line| !line.contains("expires"))
                 .map(str::trim_end)
                 .collect();
-            taken.push(((*command).to_owned(), lines.join("\n")));
+            // A carrier that has just come up is not either.
+            let lines = lines.join("\n").replace(" linkdown", "");
+            taken.push(((*command).to_owned(), lines));
         }
         Ok(Self(taken))
     }

@@ -19,6 +19,9 @@ const PROMPT: Duration = Duration::from_secs(5);
 /// The interface that limpid steers on.
 const DEVICE: &str = "inside";
 
+/// Its other end, on the backend.
+const FAR: &str = "eth0";
+
 /// A program of one instruction that matches nothing, and so lets every packet by.
 const NOTHING: &str = "bpf bytecode 1,6\u{a0}0\u{a0}0\u{a0}0";
 
@@ -49,6 +52,13 @@ fn main() -> ExitCode {
     suite.test("from_tcx_to_clsact", &[Need::Kernel(6, 6)], |lab| {
         change_of_mode(lab, "tcx", "clsact")
     });
+    for (attach, needs) in [("tcx", &[Need::Kernel(6, 6)][..]), ("clsact", &[])] {
+        for (name, loss) in [("removed", Loss::Removed), ("made_again", Loss::MadeAgain)] {
+            suite.test(format!("steering_{name}_{attach}"), needs, move |lab| {
+                steering_lost(lab, attach, loss)
+            });
+        }
+    }
     suite.test(
         "files_in_a_folder_that_is_no_bpffs",
         &[],
@@ -321,6 +331,72 @@ async fn change_of_mode(lab: Lab, first: &str, second: &str) -> Result<()> {
     steers(&scene).await?;
     ensure!(again.terminate(scaled(PROMPT))?.success(), "its end");
     ensure_unchanged(&before, &HostState::with_filters(&scene.net.proxy)?)
+}
+
+/// How programs get lost under a running daemon.
+#[derive(Clone, Copy, Debug)]
+enum Loss {
+    /// Somebody removes them.
+    Removed,
+    /// The interface is made again, with the index and the name of the old one.
+    MadeAgain,
+}
+
+/// The daemon notices, and attaches again.
+async fn steering_lost(lab: Lab, attach: &'static str, loss: Loss) -> Result<()> {
+    let options = move |options: Options| {
+        options
+            .accept_proxy("0.0.0.0/0")
+            .with(format!("--attach={attach}"))
+    };
+    let mut scene = scene(Topology::standard()?, &lab, options).await?;
+    steers(&scene).await?;
+    let proxy = &scene.net.proxy;
+    match (loss, attach) {
+        (Loss::Removed, "clsact") => {
+            for hook in ["ingress", "egress"] {
+                tc(proxy, &format!("filter del dev {DEVICE} {hook}"))?;
+            }
+        }
+        // A TCX link ends with its last pin.
+        (Loss::Removed, _) => {
+            for link in std::fs::read_dir(scene.limpid.pins().join("links"))? {
+                std::fs::remove_file(link?.path())?;
+            }
+        }
+        (Loss::MadeAgain, _) => make_again(&scene.net)?,
+    }
+    // Any change is a reason to look; without one it takes a few seconds more.
+    proxy.ip("link set lo mtu 60000")?;
+    eventually("it is attached again", || {
+        Ok(scene.limpid.log()?.matches("steering attached").count() == 2)
+    })
+    .await?;
+    steers(&scene).await?;
+    ensure!(scene.limpid.terminate(scaled(PROMPT))?.success(), "its end");
+    ensure!(scene.limpid.pinned()?.is_empty(), "pins are left");
+    Ok(())
+}
+
+/// A new cable in the place of the old one, at once.
+fn make_again(net: &Topology) -> Result<()> {
+    let shown = net.proxy.sh(&format!("ip -o link show dev {DEVICE}"))?;
+    let (index, _) = shown.split_once(':').context(shown.clone())?;
+    let (near, far) = (
+        net.proxy_inside_ip(Family::V4),
+        net.backend_addr(Family::V4, 0).ip(),
+    );
+    let script = format!(
+        "ip link del {DEVICE} && \
+         ip link add {DEVICE} index {index} type veth peer name {FAR} netns {} && \
+         ip link set {DEVICE} up && \
+         ip addr add {near}/24 dev {DEVICE}",
+        net.backend.namespace().display()
+    );
+    net.proxy.run("sh", &["-c", &script])?;
+    net.backend.ip(&format!("link set {FAR} up"))?;
+    net.backend.ip(&format!("addr add {far}/24 dev {FAR}"))?;
+    net.backend.ip(&format!("route add default via {near}"))
 }
 
 /// A folder of that name that holds somebody's files.

@@ -104,6 +104,9 @@ fn main() -> ExitCode {
                 );
             }
         }
+        suite.test(format!("same_port_again_{family}"), &[], move |lab| {
+            same_port_again(lab, family)
+        });
         suite.test(format!("backend_refuses_{family}"), &[], move |lab| {
             backend_refuses(lab, family)
         });
@@ -450,5 +453,29 @@ async fn replies_do_not_come_back(lab: Lab, family: Family) -> Result<()> {
     for part in ["SYN", "route", "come back"] {
         ensure!(detail.contains(part), "{part:?} is missing: {detail}");
     }
+    Ok(())
+}
+
+/// A client that comes again from the same port, to a backend that closed the last connection first and
+/// still has it in TIME-WAIT, is let in at once: its timestamps have gone on.
+async fn same_port_again(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::start(&lab, family, Engine::Copy).await?;
+    let client = scene.new_client();
+    for round in 0..5 {
+        let started = Instant::now();
+        let mut pair = scene.open_as(Version::V2, client).await?;
+        ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
+        let took = started.elapsed();
+        ensure!(
+            took < scaled(PROMPT) / 4,
+            "connection {round} took {took:?}"
+        );
+        drop(pair.server);
+        transfer::expect_end(&mut pair.client).await?;
+        drop(pair.client);
+        scene.limpid.wait_for_access_lines(round + 1).await?;
+    }
+    let sockets = scene.net.backend.sh("ss -tanH state time-wait")?;
+    ensure!(!sockets.is_empty(), "the backend has nothing in TIME-WAIT");
     Ok(())
 }

@@ -153,6 +153,7 @@ impl Bpf {
         }
         // The loader keeps references to what it is told until it loads.
         let log_level = aya_log_level(options.log_level);
+        let timestamp_base = timestamp_base();
         let sockmap_globals = sockmap::Globals::from_kernel();
         let kernel_btf = Btf::from_sys_fs().ok();
         let mut loader = EbpfLoader::new();
@@ -161,6 +162,7 @@ impl Bpf {
         loader.map_max_entries("FLOWS", options.max_flows.saturating_mul(4));
         loader.map_max_entries("CONNECTING", options.max_flows);
         loader.override_global("AYA_LOG_LEVEL", &log_level, true);
+        loader.override_global("TIMESTAMP_BASE", &timestamp_base, true);
         sockmap_globals.apply(&mut loader);
         for (map, file) in PINNED {
             loader.map_pin_path(map, pins.map(file));
@@ -274,6 +276,14 @@ fn pinned_layout(path: &Path) -> Result<Option<u32>, LoadError> {
         aya::maps::Map::from_map_data(MapData::from_pin(path).map_err(failed)?).map_err(failed)?;
     let meta: Array<_, Meta> = Array::try_from(meta).map_err(failed)?;
     Ok(Some(meta.get(&0, 0).map_err(failed)?.layout_version))
+}
+
+/// Where the timestamps of steered connections start: the same for every daemon of this boot, and no
+/// measure of how long ago that was.
+fn timestamp_base() -> u32 {
+    // Where there is no boot id, uptime is told, as Linux itself does with tcp_timestamps=2.
+    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    crc32c::crc32c(&boot)
 }
 
 /// The number that `aya_log_common::Level` gives a level; 0 turns logging off.

@@ -48,15 +48,8 @@ impl FlowTable {
     /// Reserves what the backend's replies will carry for the flow (its upstream socket's cookie),
     /// and announces the socket to the egress program.
     pub fn reserve(&self, reply: Tuple, flow: u64) -> Result<(), ReserveError> {
-        let reserved = Translation {
-            flow,
-            packets: 0,
-            bytes: 0,
-            last_seen_ns: 0,
-            rewrite: reply, // Completed when the SYN leaves.
-            action: STEER_IN,
-            seen: 0,
-        };
+        // Completed when the SYN leaves.
+        let reserved = Translation::new(flow, STEER_IN, reply);
         lock(&self.flows)
             .insert(reply, reserved, BPF_NOEXIST)
             .map_err(reserve_error)?;

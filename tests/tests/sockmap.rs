@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::new();
     for family in Family::ALL {
         for (name, write_size, length) in [
-            ("bytes", 1, 2 << 20),
+            ("bytes", 1, 256 << 10),
             ("small_writes", 100, 32 << 20),
             ("bulk", 64 << 10, 256 << 20),
         ] {

@@ -3,8 +3,8 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SockHash};
 use aya_ebpf::macros::btf_map;
-use proxy_common::splice::{Gate, Splice};
 use proxy_common::flow::{Meta, SteeringCounters, Translation, Tuple};
+use proxy_common::splice::{Gate, Splice};
 
 /// Two entries a flow; allocated as flows come, since the limit is meant to be generous.
 #[btf_map]

@@ -110,7 +110,9 @@ pub fn timestamps(ctx: &TcContext, l4: u32, header_len: u32) -> u32 {
         if at + 10 > header_len {
             return 0;
         }
-        let Ok([kind, len]) = ctx.load::<[u8; 2]>((l4 + at) as usize) else { return 0 };
+        let Ok([kind, len]) = ctx.load::<[u8; 2]>((l4 + at) as usize) else {
+            return 0;
+        };
         at += match (kind, len) {
             (NOP, _) => 1,
             (TIMESTAMPS, 10) => return l4 + at + 2,
@@ -136,7 +138,13 @@ pub fn add_to_word(ctx: &TcContext, l4: u32, at: u32, add: u32) -> Result<(), Re
     }
     let (old, new) = (old.to_be(), old.wrapping_add(add).to_be());
     // The sum is over pairs of bytes: a word that begins in the middle of one counts turned by a byte.
-    let turn = |word: u32| if (at - l4) & 1 == 0 { word } else { word.rotate_right(8) };
+    let turn = |word: u32| {
+        if (at - l4) & 1 == 0 {
+            word
+        } else {
+            word.rotate_right(8)
+        }
+    };
     replace_l4_word(ctx, l4 + TCP_CHECKSUM, turn(old), turn(new))?;
     store(ctx, at, &new)
 }
@@ -153,7 +161,10 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, new: &Tuple) -> Result<(), Rewr
     let diff = if packet.ipv6 {
         csum_diff(addresses(old), addresses(new))
     } else {
-        csum_diff(&[old.src.ipv4(), old.dst.ipv4()], &[new.src.ipv4(), new.dst.ipv4()])
+        csum_diff(
+            &[old.src.ipv4(), old.dst.ipv4()],
+            &[new.src.ipv4(), new.dst.ipv4()],
+        )
     };
     replace_l4_pseudo(ctx, packet.ipv6, checksum, diff)?;
     if ports(old) != ports(new) {
@@ -241,17 +252,20 @@ fn csum_diff<T>(old: &T, new: &T) -> u64 {
 #[inline(always)]
 fn replace_l3(ctx: &TcContext, l3: u32, diff: u64) -> Result<(), RewriteFailed> {
     let at = (l3 + IPV4_CHECKSUM) as usize;
-    ctx.l3_csum_replace(at, 0, diff, 0).map_err(|_| RewriteFailed)
+    ctx.l3_csum_replace(at, 0, diff, 0)
+        .map_err(|_| RewriteFailed)
 }
 
 #[inline(always)]
 fn replace_l4(ctx: &TcContext, at: u32, diff: u64, flags: u64) -> Result<(), RewriteFailed> {
-    ctx.l4_csum_replace(at as usize, 0, diff, flags).map_err(|_| RewriteFailed)
+    ctx.l4_csum_replace(at as usize, 0, diff, flags)
+        .map_err(|_| RewriteFailed)
 }
 
 #[inline(always)]
 fn replace_l4_word(ctx: &TcContext, at: u32, old: u32, new: u32) -> Result<(), RewriteFailed> {
-    ctx.l4_csum_replace(at as usize, old.into(), new.into(), 4).map_err(|_| RewriteFailed)
+    ctx.l4_csum_replace(at as usize, old.into(), new.into(), 4)
+        .map_err(|_| RewriteFailed)
 }
 
 /// A change of addresses, as the transport's checksum sees it through the pseudo header.
@@ -260,12 +274,7 @@ fn replace_l4_word(ctx: &TcContext, at: u32, old: u32, new: u32) -> Result<(), R
 /// IPv4, where the IP header's checksum makes up for it. IPv6 has none, so it is put back. (Linux
 /// 6.16 has a flag for it, `BPF_F_IPV6`; this works on all.)
 #[inline(always)]
-fn replace_l4_pseudo(
-    ctx: &TcContext,
-    ipv6: bool,
-    at: u32,
-    diff: u64,
-) -> Result<(), RewriteFailed> {
+fn replace_l4_pseudo(ctx: &TcContext, ipv6: bool, at: u32, diff: u64) -> Result<(), RewriteFailed> {
     replace_l4(ctx, at, diff, u64::from(BPF_F_PSEUDO_HDR))?;
     if ipv6 {
         // SAFETY: the program's own context. The helper refuses (harmlessly) where the packet is
@@ -277,5 +286,6 @@ fn replace_l4_pseudo(
 
 #[inline(always)]
 fn store<T>(ctx: &TcContext, at: u32, value: &T) -> Result<(), RewriteFailed> {
-    ctx.store(at as usize, value, u64::from(BPF_F_INVALIDATE_HASH)).map_err(|_| RewriteFailed)
+    ctx.store(at as usize, value, u64::from(BPF_F_INVALIDATE_HASH))
+        .map_err(|_| RewriteFailed)
 }

@@ -11,8 +11,7 @@ use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::{debug, warn};
 use proxy_common::flow::{
-    SEEN_ANSWER, SEEN_FIN, SEEN_RST, SEEN_SYN, STEER_IN, STEER_OUT, Translation, Tuple,
-    wire_clock,
+    SEEN_ANSWER, SEEN_FIN, SEEN_RST, SEEN_SYN, STEER_IN, STEER_OUT, Translation, Tuple, wire_clock,
 };
 use proxy_common::packet::{ACK, FIN, RST, SYN, TCP, Tcp, is_icmp_error};
 
@@ -25,17 +24,21 @@ static TIMESTAMP_BASE: Global<u32> = Global::new(0);
 
 /// On to the next program of the interface (TCX: `TCX_NEXT`; clsact: the next filter).
 const NEXT: i32 = TC_ACT_UNSPEC;
-const DROP: i32 = TC_ACT_SHOT as i32;
+const DROP: i32 = TC_ACT_SHOT;
 
 /// Packets that leave: those of our upstream sockets get the client's address.
 #[inline(always)]
 pub fn egress(ctx: &TcContext, l3: u32) -> i32 {
     let mut packet = Packet::EMPTY;
-    let Some(ipv6) = packet::is_ipv6(ctx) else { return NEXT };
+    let Some(ipv6) = packet::is_ipv6(ctx) else {
+        return NEXT;
+    };
     if !packet::read(ctx, l3, ipv6, &mut packet) || packet.protocol != TCP {
         return NEXT;
     }
-    let Some(tcp) = packet::tcp(ctx, &packet) else { return NEXT };
+    let Some(tcp) = packet::tcp(ctx, &packet) else {
+        return NEXT;
+    };
     if tcp.flags & (SYN | ACK) == SYN {
         match open(ctx, &packet, tcp.header_len) {
             Opened::Steered => {}
@@ -43,7 +46,9 @@ pub fn egress(ctx: &TcContext, l3: u32) -> i32 {
             Opened::Refused => return DROP,
         }
     }
-    let Some(entry) = FLOWS.get_ptr_mut(&packet.tuple) else { return NEXT };
+    let Some(entry) = FLOWS.get_ptr_mut(packet.tuple) else {
+        return NEXT;
+    };
     // SAFETY: an entry of the map, which stays readable until the program ends even if userspace
     // deletes it meanwhile (RCU). Fields that change are counters and flags of this direction.
     let entry = unsafe { &mut *entry };
@@ -62,15 +67,21 @@ pub fn egress(ctx: &TcContext, l3: u32) -> i32 {
 #[inline(always)]
 pub fn ingress(ctx: &TcContext, l3: u32) -> i32 {
     let mut packet = Packet::EMPTY;
-    let Some(ipv6) = packet::is_ipv6(ctx) else { return NEXT };
+    let Some(ipv6) = packet::is_ipv6(ctx) else {
+        return NEXT;
+    };
     if !packet::read(ctx, l3, ipv6, &mut packet) {
         return NEXT;
     }
     if packet.protocol != TCP {
         return icmp_error(ctx, &packet);
     }
-    let Some(tcp) = packet::tcp(ctx, &packet) else { return NEXT };
-    let Some(entry) = reply_entry(&packet.tuple) else { return NEXT };
+    let Some(tcp) = packet::tcp(ctx, &packet) else {
+        return NEXT;
+    };
+    let Some(entry) = reply_entry(&packet.tuple) else {
+        return NEXT;
+    };
     if entry.seen & SEEN_ANSWER == 0 {
         if tcp.flags & (SYN | ACK) != SYN | ACK && tcp.flags & RST == 0 {
             return NEXT;
@@ -90,7 +101,9 @@ pub fn ingress(ctx: &TcContext, l3: u32) -> i32 {
 #[inline(never)]
 fn icmp_error(ctx: &TcContext, outer: &Packet) -> i32 {
     const ICMP_HEADER: u32 = 8;
-    let Ok(icmp_type) = ctx.load::<u8>(outer.l4 as usize) else { return NEXT };
+    let Ok(icmp_type) = ctx.load::<u8>(outer.l4 as usize) else {
+        return NEXT;
+    };
     if !is_icmp_error(outer.protocol, icmp_type) {
         return NEXT;
     }
@@ -99,7 +112,9 @@ fn icmp_error(ctx: &TcContext, outer: &Packet) -> i32 {
     if !read || inner.protocol != TCP {
         return NEXT;
     }
-    let Some(entry) = reply_entry(&inner.tuple.reversed()) else { return NEXT };
+    let Some(entry) = reply_entry(&inner.tuple.reversed()) else {
+        return NEXT;
+    };
     let us = &entry.rewrite;
     let done = packet::rewrite_icmp_error(ctx, outer, &inner, &us.dst, us.dst_port);
     count(|c| match done {
@@ -131,7 +146,11 @@ fn translate(
         let at = packet::timestamps(ctx, packet.l4, tcp.header_len);
         if at != 0 {
             // The value of what leaves, the echo of what comes back.
-            let at = if entry.action == STEER_OUT { at } else { at + 4 };
+            let at = if entry.action == STEER_OUT {
+                at
+            } else {
+                at + 4
+            };
             packet::add_to_word(ctx, packet.l4, at, entry.timestamp)?;
         }
     }
@@ -180,21 +199,24 @@ fn open(ctx: &TcContext, packet: &Packet, header_len: u32) -> Opened {
         let _ = FLOWS.remove(tuple);
     }
     // SAFETY: the value is copied out at once; userspace writes it once, before `connect`.
-    let Some(reserved) = (unsafe { CONNECTING.get(&cookie) }).copied() else {
+    let Some(reserved) = (unsafe { CONNECTING.get(cookie) }).copied() else {
         return Opened::NotOurs;
     };
-    let Some(reply) = FLOWS.get_ptr_mut(&reserved) else {
+    let Some(reply) = FLOWS.get_ptr_mut(reserved) else {
         return Opened::Refused; // Userspace has given up on it.
     };
     if reserved.src != tuple.dst || reserved.src_port != tuple.dst_port {
         count(|c| &mut c.upstream_rewritten);
-        warn!(ctx, "flow {}: this host rewrites the upstream's address, SYN dropped", cookie);
+        warn!(
+            ctx,
+            "flow {}: this host rewrites the upstream's address, SYN dropped", cookie
+        );
         return Opened::Refused;
     }
     let mut out = Translation::new(cookie, STEER_OUT, reserved.reversed());
     out.seen = SEEN_SYN;
     out.timestamp = timestamp_shift(ctx, packet, header_len);
-    if FLOWS.insert(tuple, &out, u64::from(BPF_ANY)).is_err() {
+    if FLOWS.insert(tuple, out, u64::from(BPF_ANY)).is_err() {
         count(|c| &mut c.table_full);
         warn!(ctx, "flow {}: flow table full, SYN dropped", cookie);
         return Opened::Refused;
@@ -216,7 +238,9 @@ fn timestamp_shift(ctx: &TcContext, packet: &Packet, header_len: u32) -> u32 {
     if at == 0 {
         return 0;
     }
-    let Some(ours) = packet::word(ctx, at) else { return 0 };
+    let Some(ours) = packet::word(ctx, at) else {
+        return 0;
+    };
     // SAFETY: no memory is involved.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     wire_clock(now_ns, TIMESTAMP_BASE.load()).wrapping_sub(ours)

@@ -1,7 +1,7 @@
 //! What this kernel offers, engine by engine: `limpid probe`.
 //!
 //! Features are asked of the kernel itself: a program or map of the kind is loaded and let go.
-//! Versions count only where a kernel bug decides ([`crate::splice::trust`]).
+//! Versions count only where a kernel bug decides ([`fn@crate::splice::trust`]).
 
 use std::error::Error;
 use std::fmt;

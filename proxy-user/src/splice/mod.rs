@@ -3,7 +3,7 @@
 //! The engines share the seam [`run`] and the supervision; they differ in who moves bytes.
 //!
 //! * [`engines`]: which engine a flow gets, and why not a better one.
-//! * [`trust`]: kernels whose sockmap can be relied on.
+//! * [`mod@trust`]: kernels whose sockmap can be relied on.
 //! * [`copy`]: the engine `copy`: userspace moves everything.
 //! * [`sockmap`]: the engine `sockmap`: the kernel does, and userspace keeps its queues bounded.
 //! * [`pump`], [`pipe`]: one direction through userspace; both engines use it.

@@ -2,14 +2,19 @@
 
 use anyhow::Result;
 
-use crate::{lint, test};
+use crate::daemon::Profile;
+use crate::{demo, lint, test};
 
-/// Lints and tests; the tests run even if lint fails, so that one run tells everything.
+/// Lints, shows the demo and tests: both commands of the README. Each runs even if the one before it
+/// fails, so that one run tells everything.
 pub(crate) fn ci() -> Result<()> {
     let lint = lint::lint();
+    let demo = demo::demo(Profile::Dev, &[]);
     let test = test::test(&[], &[]);
-    if let Err(error) = &lint {
-        println!("lint: {error:#} (see above)");
+    for (name, result) in [("lint", &lint), ("demo", &demo)] {
+        if let Err(error) = result {
+            println!("{name}: {error:#} (see above)");
+        }
     }
-    lint.and(test)
+    lint.and(demo).and(test)
 }

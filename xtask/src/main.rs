@@ -130,7 +130,7 @@ enum Xtask {
     /// database of advisories cannot be fetched, this is said and the rest counts.
     Lint,
 
-    /// Do what CI does: lint, then test
+    /// Do what CI does: lint, demo, test
     Ci,
 }
 

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use limpid_tests::header::Version;
 use limpid_tests::net::{Family, Impairment, LinkKind, Plan, Segment};
 use limpid_tests::process::eventually;
@@ -171,7 +171,18 @@ async fn both_ways_stalled(lab: Lab, family: Family) -> Result<()> {
 
 /// Point 2: what userspace copies and what the kernel redirects arrive in the order they were sent.
 async fn passed_and_redirected(lab: Lab, family: Family) -> Result<()> {
-    let scene = start(&lab, family).await?;
+    // Which way bytes go is a matter of timing: a flow that went one way only shows nothing.
+    for _ in 0..3 {
+        if both_ways_taken(&lab, family).await? {
+            return Ok(());
+        }
+    }
+    bail!("bytes were never both passed and redirected")
+}
+
+/// One flow with slow readers; whether its bytes took both ways.
+async fn both_ways_taken(lab: &Lab, family: Family) -> Result<bool> {
+    let scene = start(lab, family).await?;
     let mut pair = spliced(&scene).await?;
     let slow = |seed| {
         let mut flow = Flow::new(shrunk(64 << 20), seed);
@@ -190,12 +201,11 @@ async fn passed_and_redirected(lab: Lab, family: Family) -> Result<()> {
     )?;
     let splices = splices(&scene)?;
     let (passed, redirected) = (splices.sum("passed")?, splices.sum("redirected")?);
-    ensure!(passed > 0 && redirected > 0, "{splices:?}");
     ensure!(
         passed + redirected == up.length + down.length,
         "{splices:?}"
     );
-    Ok(())
+    Ok(passed > 0 && redirected > 0)
 }
 
 /// Points 2 and 9: a reader that stops closes the gate, one that has caught up opens it again.

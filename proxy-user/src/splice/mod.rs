@@ -16,9 +16,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use nix::sys::socket::{setsockopt, sockopt};
 use proxy_common::splice::RECEIVE_BUFFER;
-use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+
+use crate::sys;
 
 use crate::sys::splice as tcp;
 
@@ -106,8 +107,7 @@ struct Flow<'a> {
 }
 
 impl Flow<'_> {
-    /// Closes both connections: in order where the flow ended so, else with a RST (RFC 9293, 3.10.4,
-    /// "ABORT"), lest whoever is still there takes the end of the bytes for the end of the stream.
+    /// Closes both connections: in order where the flow ended so, else with a RST, lest whoever is still there takes the end of the bytes for the end of the stream.
     fn close(self, end: End) -> End {
         match end {
             End::Finished => {}
@@ -117,8 +117,7 @@ impl Flow<'_> {
             | End::HalfCloseTimeout
             | End::Stopped => {
                 for socket in [&self.downstream, &self.upstream] {
-                    // Fails only on a socket that is reset already.
-                    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+                    sys::reset_on_close(socket, true);
                 }
             }
         }

@@ -23,7 +23,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nix::sys::socket::{setsockopt, sockopt};
-use nix::time::{ClockId, clock_gettime};
 use proxy_common::splice::{Gate, SEND_BUFFER, Splice};
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -35,7 +34,7 @@ use super::pump::{Pump, Source};
 use super::supervise::{Direction, supervise};
 use super::{EngineKind, Fallback, Flow, bound_receive_buffer, copy};
 use crate::bpf::sockmap::Sockmap;
-use crate::sys::splice as tcp;
+use crate::sys::{self, splice as tcp};
 
 /// A target with more than this in its send queue is not redirected to, in bytes.
 const ROOM: u64 = SEND_BUFFER / 8;
@@ -287,9 +286,8 @@ impl Direction for Spliced<'_> {
 
     fn last_activity(&self) -> Instant {
         let redirected = self.kernel.splice().ok().and_then(|splice| {
-            let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?);
-            let age = now.checked_sub(Duration::from_nanos(splice.last_seen_ns))?;
-            Instant::now().checked_sub(age)
+            let age = sys::monotonic_ns().checked_sub(splice.last_seen_ns)?;
+            Instant::now().checked_sub(Duration::from_nanos(age))
         });
         redirected
             .into_iter()

@@ -14,11 +14,13 @@
 use core::fmt;
 use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use crate::segment::Shift;
+
 /// Version of every layout in this crate that is pinned, kept in the pinned map `META`.
 ///
 /// A daemon refuses to adopt maps of another version. Raise it with any change to a struct or to
 /// the meaning of a field.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// An IPv4 or IPv6 address, in network byte order; IPv4 as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
 #[repr(C, align(4))]
@@ -209,6 +211,89 @@ pub const fn wire_clock(now_ns: u64, base: u32) -> u32 {
     ((now_ns / 1_000_000) as u32).wrapping_add(base)
 }
 
+/// [`Forward::seen`]: the daemon has ended the flow. Its packets go nowhere; each is an event, so that
+/// the daemon answers it with a RST.
+pub const SEEN_ENDED: u16 = 1 << 4;
+/// [`Forward::seen`]: the entry is in force. Before, packets take the way to the socket.
+pub const SEEN_SWITCH: u16 = 1 << 5;
+
+/// What a packet of a spliced flow becomes. Value of `FORWARDS`, whose key is the packet's tuple as it
+/// arrives: a flow has one entry for what the client's side sends and one for what the backend sends.
+///
+/// The other entry's key is `rewrite` reversed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// The flow: key of `RECORDS`, and of its entries in `FLOWS`.
+    pub flow: u64,
+    /// Packets forwarded. GSO and GRO packets count once.
+    pub packets: u64,
+    /// Payload from the sender of these packets, in bytes, each byte once; counted from the first
+    /// that userspace had not read at the switch.
+    pub bytes: u64,
+    /// When the last packet came, in ns of `CLOCK_MONOTONIC`; 0: none yet.
+    pub last_seen_ns: u64,
+    /// Cookie of our own socket on this side, while it still has something to hand over or to see
+    /// acknowledged; 0: it is gone.
+    pub guard: u64,
+    /// What the addresses and ports become.
+    pub rewrite: Tuple,
+    /// What the numbers in the TCP header become.
+    pub shift: Shift,
+    /// The interface that they leave by.
+    pub ifindex: u32,
+    /// Sequence number, in the sender's count, after the last byte seen.
+    pub next_seq: u32,
+    /// The last acknowledgement number seen, in the sender's count.
+    pub acked: u32,
+    /// What, added to `CLOCK_MONOTONIC` in ms, is the timestamp clock that the receiver knows us by.
+    pub clock: u32,
+    /// The last window field seen, as it was sent.
+    pub window: u16,
+    /// `SEEN_*` bits.
+    pub seen: u16,
+}
+
+/// What a daemon that adopts a spliced flow must know of it. Value of `RECORDS`, by flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// When the connection was accepted, in ns of `CLOCK_MONOTONIC`.
+    pub accepted_ns: u64,
+    /// Payload that went upstream before the splice, in bytes.
+    pub early_bytes: u64,
+    /// Key in `FORWARDS` of what the client's side sends: from the downstream peer to the listener.
+    pub downstream: Tuple,
+    /// Key in `FORWARDS` of what the backend sends: to the source that it sees.
+    pub upstream: Tuple,
+    /// Whom the flow is for, as the header said.
+    pub client: Address,
+    /// The client's port, host byte order.
+    pub client_port: u16,
+    /// Padding, 0.
+    pub reserved: [u8; 6],
+}
+
+/// What userspace tells the egress program of a socket that is about to connect. Value of
+/// `CONNECTING`, by the socket's cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connecting {
+    /// Key of the reserved [`STEER_IN`] entry.
+    pub reply: Tuple,
+    /// Largest segment that the SYN may ask for, in bytes (RFC 9293, 3.7.1); 0: as the kernel wants.
+    pub mss: u16,
+    /// `OFFER_*` bits: TCP options that the SYN may offer, if the kernel does.
+    pub offer: u16,
+}
+
+/// [`Connecting::offer`]: timestamps (RFC 7323).
+pub const OFFER_TIMESTAMPS: u16 = 1 << 0;
+/// [`Connecting::offer`]: selective acknowledgements (RFC 2018).
+pub const OFFER_SACK: u16 = 1 << 1;
+/// [`Connecting::offer`]: everything.
+pub const OFFER_ALL: u16 = OFFER_TIMESTAMPS | OFFER_SACK;
+
 /// The single value of the pinned array `META`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,6 +314,10 @@ pub struct SteeringCounters {
     pub steered_in: u64,
     /// ICMP errors about a flow brought back to the proxy's sockets.
     pub icmp_in: u64,
+    /// Packets forwarded from one leg of a flow to the other.
+    pub forwarded: u64,
+    /// ICMP errors about a flow forwarded likewise.
+    pub icmp_forwarded: u64,
     /// SYNs dropped since the flow table was full.
     pub table_full: u64,
     /// SYNs dropped since the host itself (DNAT in OUTPUT) changed where they go.
@@ -245,6 +334,8 @@ impl core::ops::Add for SteeringCounters {
             steered_out: self.steered_out + other.steered_out,
             steered_in: self.steered_in + other.steered_in,
             icmp_in: self.icmp_in + other.icmp_in,
+            forwarded: self.forwarded + other.forwarded,
+            icmp_forwarded: self.icmp_forwarded + other.icmp_forwarded,
             table_full: self.table_full + other.table_full,
             upstream_rewritten: self.upstream_rewritten + other.upstream_rewritten,
             rewrite_failed: self.rewrite_failed + other.rewrite_failed,
@@ -255,19 +346,28 @@ impl core::ops::Add for SteeringCounters {
 const _: () = assert!(size_of::<Address>() == 16);
 const _: () = assert!(size_of::<Tuple>() == 36);
 const _: () = assert!(size_of::<Translation>() == 80);
+const _: () = assert!(size_of::<Forward>() == 120);
+const _: () = assert!(size_of::<Record>() == 112);
+const _: () = assert!(size_of::<Connecting>() == 40);
 const _: () = assert!(size_of::<Meta>() == 8);
-const _: () = assert!(size_of::<SteeringCounters>() == 48);
+const _: () = assert!(size_of::<SteeringCounters>() == 64);
 
 #[cfg(feature = "aya")]
 mod pod {
     #![expect(unsafe_code, reason = "aya's marker for types that are plain bytes")]
-    use super::{Meta, SteeringCounters, Translation, Tuple};
+    use super::{Connecting, Forward, Meta, Record, SteeringCounters, Translation, Tuple};
 
     // SAFETY: `repr(C)`, integers and arrays of them only, and no padding (the sizes asserted above
     // are the sums of the fields), so every bit pattern is a value and every byte is initialised.
     unsafe impl aya::Pod for Tuple {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Translation {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Forward {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Record {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Connecting {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Meta {}
     // SAFETY: as above.

@@ -2,6 +2,7 @@
 //!
 //! * [`flow`]: the layout of the pinned flow table, with its version.
 //! * [`packet`]: pure decisions about packet headers, called by the tc programs and by host tests.
+//! * [`segment`]: pure translation of TCP headers, for the engine `packet`.
 //! * [`splice`]: the layout of the sockmap engine's table and its gate.
 //!
 //! Every struct here is read by two compilers and by `bpftool`: fixed width, explicit padding, no
@@ -13,4 +14,5 @@ extern crate std;
 
 pub mod flow;
 pub mod packet;
+pub mod segment;
 pub mod splice;

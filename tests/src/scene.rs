@@ -164,16 +164,20 @@ impl Scene {
         self.limpid.wait_for_engine(&self.net.proxy, engine).await
     }
 
-    /// Waits for `count` records, each of which must name `engine`.
+    /// Waits for `count` records, each of which must name `engine` and no fallback.
     pub async fn records_of(&self, count: usize, engine: Engine) -> Result<Vec<AccessLine>> {
         let lines = self.records(count).await?;
         for line in &lines {
-            ensure!(
-                line.get("engine")? == engine.name(),
-                "not by {engine}: {line:?}"
-            );
+            line.ensure_carried_by(engine)?;
         }
         Ok(lines)
+    }
+
+    /// Waits for the record of the only flow so far, which `engine` carried.
+    pub async fn record_of(&self, engine: Engine) -> Result<AccessLine> {
+        let line = self.record().await?;
+        line.ensure_carried_by(engine)?;
+        Ok(line)
     }
 
     /// Waits for `count` records of flows that may have been half closed before any engine had

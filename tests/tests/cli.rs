@@ -416,6 +416,7 @@ async fn flows(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     limpid_tests::transfer::expect_bytes(&mut pair.server, b"twelve bytes").await?;
     pair.server.write_all(b"four").await?;
     limpid_tests::transfer::expect_bytes(&mut pair.client, b"four").await?;
+    scene.wait_for_engine(engine).await?;
     let flows = scene.limpid.wait_for_flows(&scene.net.proxy, 1).await?;
     let flow = &flows[0];
     for (field, value) in [

@@ -22,8 +22,14 @@ const STALLED: u64 = 16 << 20;
 /// tests do are part of it, a splice without back-pressure would be far above.
 const KERNEL: u64 = 256 << 20;
 
+/// The same where the daemon has no socket of the flow: what it allocates for itself meanwhile.
+const STALLED_ELSEWHERE: u64 = 128 << 10;
+
 /// What an idle flow may hold in the daemon: its state, no buffer.
 const IDLE: u64 = 32 << 10;
+
+/// The same where there is no task and no socket, but a line in a table.
+const IDLE_ELSEWHERE: u64 = 8 << 10;
 
 fn main() -> ExitCode {
     let mut suite = Suite::new();
@@ -76,9 +82,13 @@ async fn thousand_flows(lab: Lab, family: Family, engine: Engine) -> Result<()> 
     scene.wait_for_engine(engine).await?;
     let idle = Memory::measure(&scene.net.proxy, scene.limpid.pid())?;
     let each = idle.daemon.saturating_sub(before.daemon) / count as u64;
+    let limit = match engine {
+        Engine::Copy | Engine::Sockmap => IDLE,
+        Engine::Packet => IDLE_ELSEWHERE,
+    };
     ensure!(
-        each < IDLE,
-        "the daemon holds {each} bytes for an idle flow"
+        each < limit,
+        "the daemon holds {each} bytes for an idle flow, not {limit} at most"
     );
     let mut transfers = JoinSet::new();
     for (
@@ -129,7 +139,11 @@ async fn stalled_reader(lab: Lab, upward: bool, family: Family, engine: Engine) 
         "{engine}, {family}: a stalled reader's flow holds {} KiB",
         held.per_flow / 1024
     );
-    ensure!(held.per_flow <= STALLED, "{held:?}");
+    let limit = match engine {
+        Engine::Copy | Engine::Sockmap => STALLED,
+        Engine::Packet => STALLED_ELSEWHERE,
+    };
+    ensure!(held.per_flow <= limit, "{held:?}, not {limit} at most");
     // Redirected bytes may be in no socket's account.
     ensure!(held.kernel < KERNEL, "{held:?}");
     scene.records_of(FLOWS, engine).await.map(drop)

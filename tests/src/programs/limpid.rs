@@ -22,6 +22,8 @@ pub enum Engine {
     Copy,
     /// Between sockets, in the kernel.
     Sockmap,
+    /// From packet to packet, with no socket left on the proxy.
+    Packet,
 }
 
 impl Engine {
@@ -33,6 +35,7 @@ impl Engine {
         match self {
             Self::Copy => "copy",
             Self::Sockmap => "sockmap",
+            Self::Packet => "packet",
         }
     }
 }
@@ -298,6 +301,17 @@ impl AccessLine {
                 Ok(value.to_string())
             }
         }
+    }
+
+    /// The flow was carried by `engine`, and by nothing else before that was a second choice: an
+    /// explicit `--splice` falls back too.
+    pub fn ensure_carried_by(&self, engine: Engine) -> Result<()> {
+        ensure!(
+            self.get("engine")? == engine.name() && self.get("fallback").is_err(),
+            "not by {engine}: {}",
+            self.0
+        );
+        Ok(())
     }
 
     /// Whether `engine` carried the flow; false where the flow was half closed before any engine had

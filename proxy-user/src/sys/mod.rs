@@ -5,6 +5,7 @@
     reason = "what no crate wraps is called here, and nowhere else"
 )]
 
+pub mod repair;
 pub mod splice;
 
 use std::io;

@@ -32,7 +32,14 @@ pub fn is_closed(socket: &impl AsFd) -> io::Result<bool> {
     Ok(info(socket)?.tcpi_state == CLOSED)
 }
 
-fn info(socket: &impl AsFd) -> io::Result<tcp_info> {
+/// Is the connection in the state ESTABLISHED: has neither side ended its stream?
+pub fn is_established(socket: &impl AsFd) -> io::Result<bool> {
+    // `TCP_ESTABLISHED` of the kernel's net/tcp_states.h.
+    const ESTABLISHED: u8 = 1;
+    Ok(info(socket)?.tcpi_state == ESTABLISHED)
+}
+
+pub(super) fn info(socket: &impl AsFd) -> io::Result<tcp_info> {
     // SAFETY: `tcp_info` consists of integers: all zeroes is a value.
     let mut info: tcp_info = unsafe { std::mem::zeroed() };
     let mut len = size_of::<tcp_info>() as libc::socklen_t;
@@ -85,7 +92,7 @@ pub fn attach_filter(socket: &impl AsFd, program: &impl AsFd) -> io::Result<()> 
     set_int(socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program)
 }
 
-fn set_int(
+pub(super) fn set_int(
     socket: &impl AsFd,
     level: libc::c_int,
     option: libc::c_int,
@@ -104,7 +111,7 @@ fn set_int(
     check(result)
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
+pub(super) fn check(result: libc::c_int) -> io::Result<()> {
     if result == 0 {
         Ok(())
     } else {

@@ -1,0 +1,14 @@
+//! What the daemon asks of the kernel, asked of a real one: each test in network namespaces of its own.
+
+mod pair;
+mod repair;
+
+use std::process::ExitCode;
+
+use limpid_tests::suite::Suite;
+
+fn main() -> ExitCode {
+    let mut suite = Suite::new();
+    repair::add_to(&mut suite);
+    suite.run()
+}

@@ -5,6 +5,7 @@
     reason = "what no crate wraps is called here, and nowhere else"
 )]
 
+pub mod arrival;
 pub mod repair;
 pub mod splice;
 

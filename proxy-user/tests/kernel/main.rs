@@ -1,5 +1,6 @@
 //! What the daemon asks of the kernel, asked of a real one: each test in network namespaces of its own.
 
+mod arrival;
 mod pair;
 mod repair;
 
@@ -10,5 +11,6 @@ use limpid_tests::suite::Suite;
 fn main() -> ExitCode {
     let mut suite = Suite::new();
     repair::add_to(&mut suite);
+    arrival::add_to(&mut suite);
     suite.run()
 }

@@ -1,6 +1,6 @@
 //! Packet filters of hosts that limpid has to work on unchanged.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::net::Host;
 
@@ -20,6 +20,46 @@ pub fn strict_input(host: &Host, port: u16) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The same for what is forwarded: nothing is, but what conntrack knows.
+pub fn strict_forward(host: &Host) -> Result<()> {
+    for tool in ["iptables", "ip6tables"] {
+        for rule in [
+            "-A FORWARD -m conntrack --ctstate INVALID -j DROP",
+            "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+            "-P FORWARD DROP",
+        ] {
+            host.sh(&format!("{tool} -w {rule}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// How many connections the host's conntrack knows. It counts where a rule asks for it.
+pub fn tracked(host: &Host) -> Result<u64> {
+    let count = host.sh("cat /proc/sys/net/netfilter/nf_conntrack_count")?;
+    count.trim().parse().context(count)
+}
+
+/// No new connection gets in while this is there: SYNs are dropped, and come again after a second.
+pub struct Closed<'a>(&'a Host);
+
+impl<'a> Closed<'a> {
+    /// Closes `port`.
+    pub fn to(host: &'a Host, port: u16) -> Result<Self> {
+        host.sh("nft add table inet closed")?;
+        let chain = "{ type filter hook input priority 0 ; policy accept ; }";
+        host.sh(&format!("nft add chain inet closed input {chain}"))?;
+        let syn = format!("tcp dport {port} tcp flags syn / syn,ack drop");
+        host.sh(&format!("nft add rule inet closed input {syn}"))?;
+        Ok(Self(host))
+    }
+
+    /// Opens it again.
+    pub fn open(self) -> Result<()> {
+        self.0.sh("nft delete table inet closed").map(drop)
+    }
 }
 
 /// The rules that Docker keeps for its default bridge, as `iptables-save` shows them.

@@ -2,7 +2,7 @@
 //! is a socket in the test's hands.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +14,7 @@ use crate::header::Version;
 use crate::net::{Family, Plan, Topology};
 use crate::programs::{AccessLine, Engine, Limpid, Options};
 use crate::suite::{Lab, scaled};
+use crate::talk::Echo;
 
 /// The port that limpid listens on.
 pub const LISTEN: u16 = 8443;
@@ -35,7 +36,7 @@ pub struct Scene {
     pub net: Topology,
     /// Over which all connections run.
     pub family: Family,
-    next_port: AtomicU16,
+    next_client: AtomicU32,
 }
 
 /// Both ends of a connection that limpid has in its hands.
@@ -88,7 +89,7 @@ impl Scene {
             backend,
             net,
             family,
-            next_port: AtomicU16::new(20_000),
+            next_client: AtomicU32::new(0),
         })
     }
 
@@ -99,14 +100,27 @@ impl Scene {
 
     /// A client that no other connection of this scene has.
     pub fn new_client(&self) -> SocketAddr {
-        let port = self.next_port.fetch_add(1, Ordering::Relaxed);
-        SocketAddr::new(self.net.elsewhere(self.family, 77), port)
+        const HOST: u8 = 77;
+        const PORTS: std::ops::Range<u16> = 20_000..60_000;
+        let n = self.next_client.fetch_add(1, Ordering::Relaxed);
+        let ports = u32::from(PORTS.end - PORTS.start);
+        // Both fit: the port by its range, the host for the millions of connections that no test makes.
+        let host = HOST.wrapping_add((n / ports) as u8);
+        let port = PORTS.start + (n % ports) as u16;
+        SocketAddr::new(self.net.elsewhere(self.family, host), port)
     }
 
     /// Connects to limpid from the edge, and says nothing yet.
     pub async fn connect(&self) -> Result<TcpStream> {
         let stream = self.net.edge.connect(self.address()).await?;
         stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// Connects from the edge and sends a new client's header.
+    pub async fn enter(&self) -> Result<TcpStream> {
+        let mut stream = self.connect().await?;
+        stream.write_all(&self.header()).await?;
         Ok(stream)
     }
 
@@ -142,7 +156,13 @@ impl Scene {
 
     /// A whole connection that begins with `bytes`.
     pub async fn open_with(&self, bytes: &[u8]) -> Result<Pair> {
-        let mut client = self.connect().await?;
+        let client = self.connect().await?;
+        self.open_over(client, bytes).await
+    }
+
+    /// The same over a connection that is there already.
+    pub async fn open_over(&self, mut client: TcpStream, bytes: &[u8]) -> Result<Pair> {
+        client.set_nodelay(true)?;
         client.write_all(bytes).await?;
         let (server, peer) = self.accept().await?;
         Ok(Pair {
@@ -150,6 +170,16 @@ impl Scene {
             server,
             peer,
         })
+    }
+
+    /// The header of a new client.
+    pub fn header(&self) -> Vec<u8> {
+        Version::V2.header(self.new_client(), self.address())
+    }
+
+    /// From now on the backend answers every connection with its own bytes.
+    pub fn echo(&self) -> Result<Echo> {
+        Echo::start(&self.net.backend, &self.backend)
     }
 
     /// Waits for the record of the only flow so far.

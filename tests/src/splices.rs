@@ -2,13 +2,11 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::net::Host;
-
-/// Where bpftool is.
-pub const BPFTOOL: &str = "/usr/sbin/bpftool";
+use crate::tables::bpftool;
 
 /// The directions that the kernel moves for one daemon.
 #[derive(Clone, Debug)]
@@ -56,10 +54,4 @@ fn maps(pid: u32) -> Result<Vec<String>> {
         ids.extend(id.map(|id| id.trim().to_owned()));
     }
     Ok(ids)
-}
-
-fn bpftool(host: &Host, args: &[&str]) -> Result<Value> {
-    let printed = host.run(BPFTOOL, &[args, &["--json"]].concat())?;
-    ensure!(!printed.is_empty(), "bpftool {args:?} printed nothing");
-    serde_json::from_str(&printed).with_context(|| printed)
 }

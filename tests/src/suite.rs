@@ -18,6 +18,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 
+use crate::net::Host;
+
 /// Tests at once, unless `--test-threads` says otherwise: each is a small network of busy hosts.
 const TEST_THREADS: usize = 2;
 
@@ -41,6 +43,8 @@ pub enum Need {
     Kernel(u32, u32),
     /// A file or folder that this kernel may not offer.
     File(&'static str),
+    /// VLAN devices.
+    Vlan,
 }
 
 /// HAProxy.
@@ -67,8 +71,17 @@ impl Need {
             Self::File(path) => {
                 (!Path::new(path).exists()).then(|| format!("this kernel has no {path}"))
             }
+            Self::Vlan => make_vlan()
+                .err()
+                .map(|error| format!("no VLAN devices: {error:#}")),
         }
     }
+}
+
+/// Makes one, on a host of its own.
+fn make_vlan() -> Result<()> {
+    let host = Host::new("vlan")?;
+    host.ip("link add link lo name vlan type vlan id 7")
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     let links = [
         ("veth", LinkKind::Veth, &[][..]),
         ("bridge", LinkKind::Bridge, &[]),
+        ("vlan", LinkKind::Vlan, &[Need::Vlan]),
         ("tun", LinkKind::Tun(Impairment::default()), &[Need::Tun]),
         ("tap", LinkKind::Tap(Impairment::default()), &[Need::Tun]),
     ];

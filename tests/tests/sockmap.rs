@@ -4,7 +4,6 @@
 //! Beyond these: kernels that are not to be trusted are unit tests of `proxy-user/src/splice/trust.rs`,
 //! the bound and the sequence numbers are unit tests of `proxy-common/src/splice.rs` too.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -13,14 +12,14 @@ use limpid_tests::header::Version;
 use limpid_tests::net::{Family, Impairment, LinkKind, Plan, Segment};
 use limpid_tests::process::eventually;
 use limpid_tests::programs::Engine;
+use limpid_tests::repair;
 use limpid_tests::scene::{Pair, Scene};
-use limpid_tests::splices::{BPFTOOL, Splices};
+use limpid_tests::splices::Splices;
 use limpid_tests::stall::stall;
 use limpid_tests::suite::{Lab, Need, Suite, scaled, shrunk};
+use limpid_tests::tables::BPFTOOL;
 use limpid_tests::transfer::{self, Flow};
-use nix::libc;
 use nix::sys::signal::Signal;
-use nix::{setsockopt_impl, sockopt_impl};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -492,7 +491,9 @@ async fn overlap_across_the_wrap(lab: Lab, family: Family) -> Result<()> {
     .await?;
     let size = shrunk(2 << 20);
     let sequence = 0u32.wrapping_sub(u32::try_from(size / 2)?);
-    let mut client = connect_at(&scene, scene.address(), sequence).await?;
+    let prepare = repair::begin_at(sequence);
+    let edge = &scene.net.edge;
+    let mut client = edge.connect_with(scene.address(), prepare).await?;
     let header = Version::V2.header(scene.new_client(), scene.address());
     client.write_all(&header).await?;
     let (mut server, _) = scene.accept().await?;
@@ -513,38 +514,6 @@ async fn overlap_across_the_wrap(lab: Lab, family: Family) -> Result<()> {
     let splices = splices(&scene)?;
     ensure!(splices.sum("trimmed")? > 0, "{splices:?}");
     Ok(())
-}
-
-sockopt_impl!(
-    /// Which of a socket's queues the next option is about.
-    RepairQueue,
-    SetOnly,
-    libc::IPPROTO_TCP,
-    libc::TCP_REPAIR_QUEUE,
-    libc::c_int
-);
-sockopt_impl!(
-    /// The queue's sequence number; of a socket that is not connected, the initial one.
-    QueueSequence,
-    SetOnly,
-    libc::IPPROTO_TCP,
-    libc::TCP_QUEUE_SEQ,
-    u32
-);
-
-/// Connects with the initial sequence number given.
-async fn connect_at(scene: &Scene, to: SocketAddr, sequence: u32) -> Result<TcpStream> {
-    /// `TCP_SEND_QUEUE` of linux/tcp.h.
-    const SEND_QUEUE: libc::c_int = 2;
-    let prepare = move |socket: &tokio::net::TcpSocket| {
-        use nix::sys::socket::{setsockopt, sockopt::TcpRepair};
-        setsockopt(socket, TcpRepair, &1)?;
-        setsockopt(socket, RepairQueue, &SEND_QUEUE)?;
-        setsockopt(socket, QueueSequence, &sequence)?;
-        setsockopt(socket, TcpRepair, &0)?;
-        Ok(())
-    };
-    scene.net.edge.connect_with(to, prepare).await
 }
 
 /// Point 10: bytes that only the kernel sees keep a flow from being idle.

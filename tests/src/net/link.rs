@@ -14,11 +14,16 @@ pub enum LinkKind {
     Veth,
     /// A bridge on the near host, the far host plugged into it: Docker's shape.
     Bridge,
+    /// A virtual network in a veth pair's frames (802.1Q): both ends are VLAN devices.
+    Vlan,
     /// TUN devices, whose packets start at the IP header: WireGuard's shape.
     Tun(Impairment),
     /// TAP devices whose frames the test process carries, and may lose, repeat or rewrite.
     Tap(Impairment),
 }
+
+/// The number of the virtual network.
+const VLAN: u16 = 7;
 
 /// A link that is up and addressed. Dropping it stops the wire, if there is one; the interfaces end
 /// with their namespaces.
@@ -59,6 +64,18 @@ impl Link {
                     .ip(&format!("link set {port} master {} up", near.interface))?;
                 None
             }
+            LinkKind::Vlan => {
+                let names = [near, far].map(|end| format!("{}-trunk", end.interface));
+                veth(near.host, &names[0], far.host, &names[1])?;
+                for (end, trunk) in [near, far].into_iter().zip(&names) {
+                    end.host.ip(&format!("link set {trunk} up"))?;
+                    end.host.ip(&format!(
+                        "link add link {trunk} name {} type vlan id {VLAN}",
+                        end.interface
+                    ))?;
+                }
+                None
+            }
             LinkKind::Tun(impairment) => Some(Wire::new(
                 Device::Tun,
                 (near.host, near.interface),
@@ -92,7 +109,8 @@ impl<'a> End<'a> {
         }
     }
 
-    fn address(&self, segment: Segment) -> Result<()> {
+    /// Brings it up with its address in `segment`, if it has not got it.
+    pub(super) fn address(&self, segment: Segment) -> Result<()> {
         let v4 = segment.address(self.address, Family::V4);
         let v6 = segment.address(self.address, Family::V6);
         if self.host.owns(v4)? {

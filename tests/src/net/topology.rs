@@ -25,6 +25,9 @@ pub struct Plan {
     pub inside: LinkKind,
     /// A second backend, `.11`.
     pub two_backends: bool,
+    /// Edge, proxy and backend are plugged into one switch, each by its only cable: what the proxy
+    /// passes on leaves by the interface that it came by.
+    pub one_cable: bool,
     /// A router between proxy and backend, `.2`, which forwards no packet larger than this to the
     /// backend: the backend is then in [`Segment::Beyond`].
     pub router_mtu: Option<u16>,
@@ -80,12 +83,14 @@ impl Topology {
             End::new(&edge, "outside", EDGE_OUTSIDE),
             End::new(&client, "eth0", CLIENT),
         )?;
-        join(
-            &plan.transit,
-            Segment::Transit,
-            End::new(&proxy, "transit", PROXY),
-            End::new(&edge, "transit", EDGE_TRANSIT),
-        )?;
+        if !plan.one_cable {
+            join(
+                &plan.transit,
+                Segment::Transit,
+                End::new(&proxy, "transit", PROXY),
+                End::new(&edge, "transit", EDGE_TRANSIT),
+            )?;
+        }
         let inside = || End::new(&proxy, "inside", PROXY);
         let (mut router, mut backend2) = (None, None);
         if let Some(mtu) = plan.router_mtu {
@@ -110,6 +115,8 @@ impl Topology {
                 host.ip(&format!("route add {backend} dev beyond mtu {mtu}"))?;
             }
             router = Some(host);
+        } else if plan.one_cable {
+            plug_in(&edge, &proxy, &backend)?;
         } else {
             join(
                 &plan.inside,
@@ -202,6 +209,20 @@ impl Topology {
             Family::V6 => IpAddr::from([0x2001, 0xdb8, 0xc, 0, 0, 0, 0xffff, host.into()]),
         }
     }
+}
+
+/// Joins all three by a bridge on the edge. The proxy's only interface is `transit`.
+fn plug_in(edge: &Host, proxy: &Host, backend: &Host) -> Result<()> {
+    let switch = End::new(edge, "transit", EDGE_TRANSIT);
+    let proxy = End::new(proxy, "transit", PROXY);
+    for (segment, end) in [
+        (Segment::Transit, &proxy),
+        (Segment::Inside, &End::new(backend, "eth0", BACKEND)),
+    ] {
+        Link::join(&LinkKind::Bridge, segment, &switch, end)?;
+    }
+    proxy.address(Segment::Inside)?;
+    default_route(backend, Segment::Inside, PROXY)
 }
 
 fn forward(host: &Host) -> Result<()> {

@@ -2,11 +2,39 @@
 //!
 //! Once both legs of a flow are connections with known positions, the same byte of the stream has a
 //! fixed distance between its two sequence numbers, and everything else that a header says can be
-//! translated likewise (RFC 9293; window scale and timestamps: RFC 7323; SACK: RFC 2018, 2883). What
-//! is here is pure: the tc programs call it on the header that they loaded, host tests and the
-//! fuzzer on headers of their own.
+//! translated likewise:
+//!
+//! | field | becomes | see |
+//! |---|---|---|
+//! | sequence number | it + [`Shift::seq`] | RFC 9293, 3.4 |
+//! | acknowledgement number, if ACK is set | it + [`Shift::ack`] | |
+//! | SACK edges, D-SACK's too | each + [`Shift::ack`]: they count as it does | RFC 2018, 3; RFC 2883, 4 |
+//! | window | the same bytes in the other scale, rounded down | RFC 7323, 2.3 |
+//! | timestamp value, its echo | it + [`Shift::ts_val`], it + [`Shift::ts_ecr`] | RFC 7323, 3.2 |
+//! | ECE, CWR | as they are where both legs have ECN, else 0 | RFC 3168, 6.1 |
+//! | urgent pointer | as it is: it counts from the sequence number | RFC 9293, 3.8.5 |
+//! | reserved bits | 0: what they mean is of one leg | RFC 9293, 3.1; RFC 9768 |
+//! | other options | padding, for the same reason | |
+//! | ports, checksum | as they are: the caller's | |
+//!
+//! What is here is pure: the tc programs call it on the header that they loaded, host tests and the
+//! fuzzer on headers of their own, where it is compared with a slow one (`reference`). A header is
+//! what is on the wire, big-endian, in a buffer of fixed size; its length is in bytes. All offsets
+//! are constants and all loops of fixed length, or the BPF verifier would not follow.
+
+#[cfg(any(test, feature = "check"))]
+pub mod check;
+#[cfg(test)]
+mod properties;
+#[cfg(any(test, feature = "check"))]
+mod reference;
+#[cfg(test)]
+mod tests;
 
 use crate::packet::{ACK, SYN};
+
+/// The reserved bits of byte 12 (RFC 9293, 3.1). The last is the flag AE of accurate ECN (RFC 9768).
+const RESERVED: u8 = 0x0f;
 
 /// ECN bits of the flag byte (RFC 3168, 6.1).
 const ECE: u8 = 0x40;
@@ -22,7 +50,7 @@ pub const BUFFER: usize = 64;
 const NOP: u8 = 1;
 /// Two NOPs, timestamps (8), its length (10): RFC 7323, appendix A.
 const TIMESTAMPS_ALIGNED: u32 = 0x0101_080a;
-/// Two NOPs, SACK (5); its length follows.
+/// Two NOPs, SACK (5); its length follows, 2 + 8 for each block (RFC 2018, 3).
 const SACK_ALIGNED: u32 = 0x0101_0500;
 
 /// [`Shift::known`]: `ts_val` is valid.
@@ -38,18 +66,24 @@ pub struct Shift {
     pub seq: u32,
     /// Added to the acknowledgement number and to SACK edges.
     pub ack: u32,
-    /// Added to the timestamp value, once known.
+    /// Added to the timestamp value, once known. Nobody but the first segment that has a timestamp can
+    /// tell, so the caller learns it from that before it is translated.
     pub ts_val: u32,
     /// Added to the timestamp echo, once known; until then the echo becomes 0, which Linux takes as
     /// "no measurement".
     pub ts_ecr: u32,
-    /// Scale of the window that the segment carries (RFC 7323, 2.2), 0 to 14.
+    /// Scale of the window that the segment carries, 0 to 14: the kernel takes a larger one for 14, as
+    /// RFC 7323, 2.3 wants.
     pub window_from: u8,
-    /// Scale that its receiver will apply to it.
+    /// Scale that its receiver will apply to it, 0 to 14.
+    ///
+    /// A sender whose whole window is smaller than 2 to the power of this, in bytes, could never be
+    /// sent anything: its flow must not be translated.
     pub window_to: u8,
     /// `TS_*_KNOWN` bits.
     pub known: u8,
-    /// 1: both legs have negotiated ECN; 0: its bits are cleared.
+    /// 1: both legs have negotiated ECN as RFC 3168 has it; 0: its bits are cleared, and the caller
+    /// sees to those in the IP header. Accurate ECN (RFC 9768) cannot be translated: it counts.
     pub ecn: u8,
 }
 
@@ -72,9 +106,10 @@ fn set_word(header: &mut [u8; BUFFER], at: usize, value: u32) {
 
 /// Translates the header in the first `len` bytes of `header`; the rest is not looked at.
 ///
-/// `len` is the data offset in bytes, 20 to 60. The checksum field is left as it is. Options other than
-/// timestamps and SACK, and those two in unusual places, become padding; those that a flow cannot do
-/// without (MPTCP, TCP-AO, MD5) make it ineligible before it comes here.
+/// `len` is the data offset in bytes, 20 to 60. Options other than timestamps and SACK, and those two in
+/// unusual places, become padding; those that a flow cannot do without (MPTCP, TCP-AO, MD5) make it
+/// ineligible before it comes here. So do the options of a SYN: the flow is established, a SYN in it
+/// is a stray, and gets no more than a challenge (RFC 9293, 3.10.7.4).
 #[inline(always)]
 pub fn translate(header: &mut [u8; BUFFER], len: usize, shift: &Shift) {
     set_word(header, 4, word(header, 4).wrapping_add(shift.seq));
@@ -84,6 +119,7 @@ pub fn translate(header: &mut [u8; BUFFER], len: usize, shift: &Shift) {
     if header[13] & SYN == 0 {
         set_window(header, shift);
     }
+    header[12] &= !RESERVED;
     if shift.ecn == 0 {
         header[13] &= !(ECE | CWR);
     }
@@ -105,7 +141,8 @@ fn sack_or_nothing<const AT: usize>(header: &mut [u8; BUFFER], len: usize, shift
         return;
     }
     let size = usize::from(header[AT + 3]);
-    if word(header, AT) & 0xffff_ff00 == SACK_ALIGNED && size >= 2 && AT + 2 + size == len {
+    let whole_blocks = size >= 10 && size % 8 == 2;
+    if word(header, AT) & 0xffff_ff00 == SACK_ALIGNED && whole_blocks && AT + 2 + size == len {
         for edge in 0..(MAX_HEADER - 24) / 4 {
             if 2 + edge * 4 < size && AT + 4 + edge * 4 <= MAX_HEADER - 4 {
                 let at = AT + 4 + edge * 4;
@@ -121,18 +158,27 @@ fn sack_or_nothing<const AT: usize>(header: &mut [u8; BUFFER], len: usize, shift
     }
 }
 
-/// RFC 7323, 2.3: the field is the window shifted right by its sender's scale. What does not fit is
-/// cut to the largest that does; a remainder is dropped, never granted.
 #[inline(always)]
 fn set_window(header: &mut [u8; BUFFER], shift: &Shift) {
-    let field = u32::from(u16::from_be_bytes([header[14], header[15]]));
-    let window = (field << (shift.window_from & 15)) >> (shift.window_to & 15);
-    let field = if window > 0xffff {
+    [header[14], header[15]] = rescaled(window(header), shift).to_be_bytes();
+}
+
+/// RFC 7323, 2.3: the field is the window shifted right by its sender's scale. What does not fit is
+/// cut to the largest that does; a remainder is dropped, never granted.
+///
+/// So what is left of a window can become 0 early. That costs nothing: it is what a full receiver would
+/// say next, and it says more as soon as it has read (RFC 9293, 3.8.6.2.2), or when it is probed
+/// (3.8.6.1), for as long as it takes. Rounded up, it would let a segment out that the receiver need not
+/// take (Linux does not since 6.17, while anything is queued: `tcp_sequence`); then a
+/// reader that rests for a quarter of an hour is a loss repeated until the sender gives up.
+#[inline(always)]
+fn rescaled(field: u16, shift: &Shift) -> u16 {
+    let window = (u32::from(field) << (shift.window_from & 15)) >> (shift.window_to & 15);
+    if window > 0xffff {
         0xffff
     } else {
         window as u16
-    };
-    [header[14], header[15]] = field.to_be_bytes();
+    }
 }
 
 #[inline(always)]
@@ -140,8 +186,11 @@ fn timestamps(header: &mut [u8; BUFFER], at: usize, shift: &Shift) {
     if shift.known & TS_VAL_KNOWN != 0 {
         set_word(header, at, word(header, at).wrapping_add(shift.ts_val));
     }
+    // RFC 7323, 3.2: the echo is valid only with ACK, else it should be 0. With ACK, 0 is what Linux
+    // takes as "no measurement"; it stays that.
     let echo = word(header, at + 4);
-    let known = shift.known & TS_ECR_KNOWN != 0 && echo != 0;
+    let valid = header[13] & ACK != 0 && echo != 0;
+    let known = valid && shift.known & TS_ECR_KNOWN != 0;
     set_word(
         header,
         at + 4,
@@ -160,13 +209,34 @@ pub fn sequence(header: &[u8; BUFFER]) -> u32 {
     word(header, 4)
 }
 
+/// The acknowledgement number; of no meaning without the flag ACK.
+#[inline(always)]
+#[must_use]
+pub fn acknowledgement(header: &[u8; BUFFER]) -> u32 {
+    word(header, 8)
+}
+
+/// The window field, not scaled.
+#[inline(always)]
+#[must_use]
+pub fn window(header: &[u8; BUFFER]) -> u16 {
+    u16::from_be_bytes([header[14], header[15]])
+}
+
+/// What an acknowledgement number and a window field of the sender are to the receiver.
+#[inline(always)]
+#[must_use]
+pub fn acknowledging(acked: u32, window: u16, shift: &Shift) -> (u32, u16) {
+    (acked.wrapping_add(shift.ack), rescaled(window, shift))
+}
+
 /// Sets the sequence number.
 #[inline(always)]
 pub fn set_sequence(header: &mut [u8; BUFFER], sequence: u32) {
     set_word(header, 4, sequence);
 }
 
-/// Lets the header acknowledge nothing beyond `limit`.
+/// Lets the header acknowledge nothing beyond `limit`: what is less than 2^31 after it (RFC 9293, 3.4).
 #[inline(always)]
 pub fn limit_acknowledgement(header: &mut [u8; BUFFER], limit: u32) {
     if limit.wrapping_sub(word(header, 8)) >= 1 << 31 {
@@ -177,6 +247,7 @@ pub fn limit_acknowledgement(header: &mut [u8; BUFFER], limit: u32) {
 /// Leaves no flag but ACK.
 #[inline(always)]
 pub fn bare_flags(header: &mut [u8; BUFFER]) {
+    header[12] &= !RESERVED;
     header[13] = ACK;
 }
 
@@ -185,130 +256,4 @@ pub fn bare_flags(header: &mut [u8; BUFFER]) {
 #[must_use]
 pub fn timestamp(header: &[u8; BUFFER], len: usize) -> Option<u32> {
     (len >= 32 && word(header, 20) == TIMESTAMPS_ALIGNED).then(|| word(header, 24))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::vec::Vec;
-
-    const SHIFT: Shift = Shift {
-        seq: 1000,
-        ack: 0u32.wrapping_sub(500),
-        ts_val: 7,
-        ts_ecr: 0u32.wrapping_sub(9),
-        window_from: 7,
-        window_to: 2,
-        known: TS_VAL_KNOWN | TS_ECR_KNOWN,
-        ecn: 0,
-    };
-
-    /// A header with these options, padded with NOPs.
-    fn header(options: &[u8]) -> ([u8; BUFFER], usize) {
-        let mut bytes = Vec::from([0; 20]);
-        bytes[4..8].copy_from_slice(&u32::MAX.to_be_bytes());
-        bytes[8..12].copy_from_slice(&100u32.to_be_bytes());
-        bytes[13] = ACK | ECE;
-        bytes[14..16].copy_from_slice(&3u16.to_be_bytes());
-        bytes.extend_from_slice(options);
-        while bytes.len() % 4 != 0 {
-            bytes.push(NOP);
-        }
-        let len = bytes.len();
-        bytes[12] = ((len / 4) << 4) as u8;
-        bytes.resize(BUFFER, 0xee);
-        (bytes.try_into().expect("its size"), len)
-    }
-
-    #[test]
-    fn numbers_wrap_and_windows_are_rescaled() {
-        let (mut bytes, len) = header(&[]);
-        translate(&mut bytes, len, &SHIFT);
-        assert_eq!(word(&bytes, 4), 999);
-        assert_eq!(word(&bytes, 8), 100u32.wrapping_sub(500));
-        assert_eq!(bytes[14..16], 96u16.to_be_bytes(), "3 << 7 >> 2");
-        assert_eq!(bytes[13], ACK, "ECN is not negotiated on both legs");
-        assert!(
-            bytes[len..].iter().all(|b| *b == 0xee),
-            "nothing after the header is touched"
-        );
-    }
-
-    #[test]
-    fn a_window_that_does_not_fit_is_cut() {
-        let (mut bytes, len) = header(&[]);
-        bytes[14..16].copy_from_slice(&0xffff_u16.to_be_bytes());
-        translate(
-            &mut bytes,
-            len,
-            &Shift {
-                window_from: 14,
-                window_to: 0,
-                ..SHIFT
-            },
-        );
-        assert_eq!(bytes[14..16], [0xff, 0xff]);
-    }
-
-    const STAMP: [u8; 12] = [NOP, NOP, 8, 10, 0, 0, 0, 1, 0, 0, 0, 20];
-
-    #[test]
-    fn timestamps_are_shifted() {
-        let (mut bytes, len) = header(&STAMP);
-        assert_eq!(timestamp(&bytes, len), Some(1));
-        translate(&mut bytes, len, &SHIFT);
-        assert_eq!(timestamp(&bytes, len), Some(8));
-        assert_eq!(word(&bytes, 28), 11);
-    }
-
-    #[test]
-    fn an_echo_without_a_known_shift_says_nothing() {
-        let (mut bytes, len) = header(&STAMP);
-        translate(
-            &mut bytes,
-            len,
-            &Shift {
-                known: TS_VAL_KNOWN,
-                ..SHIFT
-            },
-        );
-        assert_eq!(word(&bytes, 28), 0);
-    }
-
-    #[test]
-    fn sack_blocks_move_with_the_acknowledgement() {
-        for blocks in 1..=4 {
-            for stamp in [&STAMP[..], &[]] {
-                if stamp.len() + 4 + blocks * 8 > 40 {
-                    continue;
-                }
-                let mut options = Vec::from(stamp);
-                options.extend([NOP, NOP, 5, 2 + 8 * blocks as u8]);
-                options.extend((0..blocks * 2).flat_map(|edge| [0, 0, 2, edge as u8]));
-                let (mut bytes, len) = header(&options);
-                translate(&mut bytes, len, &SHIFT);
-                for edge in 0..blocks * 2 {
-                    let at = 20 + stamp.len() + 4 + edge * 4;
-                    assert_eq!(word(&bytes, at), (0x200 + edge as u32).wrapping_sub(500));
-                }
-                assert_eq!(timestamp(&bytes, len), (!stamp.is_empty()).then_some(8));
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_not_understood_becomes_padding() {
-        for options in [
-            &[5, 10, 0, 0, 0, 1, 0, 0, 0, 2][..],
-            &[8, 10, 0, 0, 0, 1, 0, 0, 0, 2],
-            &[NOP, NOP, 5, 255],
-            &[NOP, NOP, 5, 0],
-            &[30, 4, 1, 2, 19, 4, 0, 0],
-        ] {
-            let (mut bytes, len) = header(options);
-            translate(&mut bytes, len, &SHIFT);
-            assert!(bytes[20..len].iter().all(|b| *b == NOP), "{options:?}");
-            assert!(bytes[len..].iter().all(|b| *b == 0xee), "{options:?}");
-        }
-    }
 }

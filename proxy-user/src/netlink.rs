@@ -15,6 +15,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage,
 use rtnetlink::{Handle, MulticastGroup};
 use thiserror::Error;
 
+pub mod conntrack;
 pub mod tc;
 
 /// What a packet of an interface begins with.

@@ -1,6 +1,7 @@
 //! What the daemon asks of the kernel, asked of a real one: each test in network namespaces of its own.
 
 mod arrival;
+mod conntrack;
 mod pair;
 mod repair;
 
@@ -12,5 +13,6 @@ fn main() -> ExitCode {
     let mut suite = Suite::new();
     repair::add_to(&mut suite);
     arrival::add_to(&mut suite);
+    conntrack::add_to(&mut suite);
     suite.run()
 }

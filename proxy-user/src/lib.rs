@@ -16,6 +16,7 @@ pub mod listener;
 pub mod netlink;
 pub mod record;
 pub mod registry;
+pub mod reset;
 pub mod resolve;
 pub mod splice;
 pub mod steering;

@@ -4,6 +4,7 @@ mod arrival;
 mod conntrack;
 mod pair;
 mod repair;
+mod reset;
 
 use std::process::ExitCode;
 
@@ -14,5 +15,6 @@ fn main() -> ExitCode {
     repair::add_to(&mut suite);
     arrival::add_to(&mut suite);
     conntrack::add_to(&mut suite);
+    reset::add_to(&mut suite);
     suite.run()
 }

@@ -9,7 +9,8 @@
 //! To run them: `cargo build && sudo -E cargo test -p limpid-tests`, or one scenario by
 //! `cargo test -p limpid-tests --test lifecycle -- half_close`. `LIMPID_BIN` names another
 //! limpid than the one built beside the tests; `LIMPID_TEST_SCALE=4` gives a slow machine four times
-//! the time for a quarter of the bytes.
+//! the time for a quarter of the bytes; `LIMPID_TEST_LONG=1` makes those tests long whose subject is
+//! numbers.
 //!
 //! What does not belong here: any knowledge of limpid's insides. The daemon is seen as an operator
 //! sees it: its command line, its log, its sockets, the host's state.

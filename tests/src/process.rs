@@ -146,3 +146,14 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>)
     }
     Ok(())
 }
+
+/// User and system time of a process, in clock ticks (hundredths of a second): fields 14 and 15 of
+/// /proc/PID/stat.
+pub fn cpu_ticks(pid: u32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, after_name) = stat.rsplit_once(')').context("stat")?;
+    let fields = after_name.split_whitespace().skip(11).take(2);
+    fields
+        .map(|field| field.parse::<u64>().context("stat"))
+        .sum()
+}

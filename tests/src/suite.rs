@@ -32,6 +32,12 @@ const LOG_LINES: usize = 80;
 /// Multiplies time limits and divides sizes, for slow machines. 1 where it is not set.
 const SCALE: &str = "LIMPID_TEST_SCALE";
 
+/// Set to anything, it makes tests whose subject is numbers take large ones, and their time.
+const LONG: &str = "LIMPID_TEST_LONG";
+
+/// How much more time a test may then take.
+const LONG_FACTOR: u32 = 10;
+
 /// Something a machine may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -204,7 +210,7 @@ where
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let limit = scaled(TIME_LIMIT);
+    let limit = scaled(TIME_LIMIT) * numerous(1, LONG_FACTOR);
     let test = async { tokio::time::timeout(limit, body(lab.clone())).await };
     let problem = match catch_unwind(AssertUnwindSafe(|| runtime.block_on(test))) {
         Ok(Ok(Ok(()))) => return Ok(Completion::Completed),
@@ -237,6 +243,14 @@ pub fn scaled(limit: Duration) -> Duration {
 /// An amount of work for this machine.
 pub fn shrunk(amount: u64) -> u64 {
     (amount / u64::from(scale())).max(1)
+}
+
+/// How many: `usual`, or `long` where `LIMPID_TEST_LONG` is set.
+pub fn numerous<T>(usual: T, long: T) -> T {
+    match std::env::var_os(LONG) {
+        Some(_) => long,
+        None => usual,
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use limpid_tests::header::Version;
 use limpid_tests::memory::Memory;
 use limpid_tests::net::{Family, Plan};
+use limpid_tests::process::cpu_ticks;
 use limpid_tests::programs::Engine;
 use limpid_tests::scene::{Pair, Scene};
 use limpid_tests::stall::stall;
@@ -162,9 +163,9 @@ async fn out_of_files(lab: Lab, family: Family) -> Result<()> {
         idle.push(scene.connect().await?);
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let cpu = cpu_time(scene.limpid.pid())?;
+    let cpu = cpu_ticks(scene.limpid.pid())?;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let spent = cpu_time(scene.limpid.pid())?.saturating_sub(cpu);
+    let spent = cpu_ticks(scene.limpid.pid())?.saturating_sub(cpu);
     ensure!(
         spent < 20,
         "{spent} clock ticks spent in a second of accepting nothing"
@@ -173,17 +174,6 @@ async fn out_of_files(lab: Lab, family: Family) -> Result<()> {
     let mut pair = scene.open().await.context("afterwards")?;
     let (up, down) = (Flow::new(50_000, 1), Flow::new(50_000, 2));
     transfer::exchange(&mut pair.client, &mut pair.server, up, down).await
-}
-
-/// User and system time of a process, in clock ticks (hundredths of a second): fields 14 and 15 of
-/// /proc/PID/stat.
-fn cpu_time(pid: u32) -> Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, after_name) = stat.rsplit_once(')').context("stat")?;
-    let fields = after_name.split_whitespace().skip(11).take(2);
-    fields
-        .map(|field| field.parse::<u64>().context("stat"))
-        .sum()
 }
 
 /// Short connections in quick succession leave nothing behind.

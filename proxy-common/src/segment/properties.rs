@@ -61,18 +61,32 @@ fn usual_options() -> impl Strategy<Value = Vec<Item>> {
     })
 }
 
+/// Options that are not translated: end of options, MSS, MD5, MPTCP, accurate ECN.
+const OTHERS: &[&[u8]] = &[
+    &[0],
+    &[2, 4, 5, 180],
+    &[19, 18, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    &[30, 4, 0, 0],
+    &[172, 2],
+];
+
 /// Options that exist (and some that do not), in any order, cut where a header ends.
 fn mixed_options() -> impl Strategy<Value = Vec<Item>> {
+    let padding = Just(vec![1]);
+    let stamps = (number(), number()).prop_map(|(value, echo)| {
+        [&[8, 10][..], &value.to_be_bytes(), &echo.to_be_bytes()].concat()
+    });
+    let edges = prop::collection::vec(any::<u8>(), 0..33);
+    let sack_of_any_length =
+        (0..40u8, edges).prop_map(|(len, edges)| [&[5, len][..], &edges].concat());
+    let other = prop::sample::select(OTHERS).prop_map(<[u8]>::to_vec);
+    let noise = prop::collection::vec(any::<u8>(), 1..8);
     let option = prop_oneof![
-        4 => Just(vec![1]),
-        2 => (number(), number())
-            .prop_map(|(value, echo)| [&[8, 10][..], &value.to_be_bytes(), &echo.to_be_bytes()].concat()),
-        // SACK with a length that may be none.
-        2 => (0..40u8, prop::collection::vec(any::<u8>(), 0..33))
-            .prop_map(|(len, edges)| [&[5, len][..], &edges].concat()),
-        // End of options, MSS, MD5, MPTCP, AccECN.
-        1 => prop::sample::select(vec![vec![0], vec![2, 4, 5, 180], vec![19; 18], vec![30, 4, 0, 0], vec![172, 2]]),
-        1 => prop::collection::vec(any::<u8>(), 1..8),
+        4 => padding,
+        2 => stamps,
+        2 => sack_of_any_length,
+        1 => other,
+        1 => noise,
     ];
     prop::collection::vec(option, 0..10).prop_map(|options| {
         let mut bytes = options.concat();

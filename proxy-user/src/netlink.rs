@@ -2,14 +2,16 @@
 //!
 //! Reads only, but for [`tc`]. No route, rule or address is ever changed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, MulticastGroup};
@@ -38,6 +40,10 @@ pub struct Interface {
     pub header: LinkHeader,
     /// Is it a bridge?
     pub bridge: bool,
+    /// The largest packet that it sends, in bytes from the IP header on.
+    pub mtu: u32,
+    /// Is it switched on (`IFF_UP`)? It may have no carrier.
+    pub up: bool,
 }
 
 impl fmt::Display for Interface {
@@ -187,6 +193,39 @@ impl Netlink {
         Ok(ports)
     }
 
+    /// The interfaces with addresses that are known beyond their link (RFC 4007, 4: of global scope;
+    /// RFC 4193's are), and these addresses, in the order of their indexes. Not the loopback
+    /// interface, and none whose packets begin with something that limpid does not know.
+    pub async fn interfaces_with_addresses(
+        &self,
+    ) -> Result<Vec<(Interface, Vec<IpAddr>)>, NetlinkError> {
+        let failed = |request: &str| {
+            let request = request.to_owned();
+            move |source| NetlinkError::Request { request, source }
+        };
+        let mut addresses = BTreeMap::<u32, Vec<IpAddr>>::new();
+        let mut messages = std::pin::pin!(self.handle.address().get().execute());
+        while let Some(message) = messages.try_next().await.map_err(failed("addr show"))? {
+            if let Some(address) = global_address(&message) {
+                let of_interface = addresses.entry(message.header.index).or_default();
+                of_interface.push(address);
+            }
+        }
+        let mut interfaces = BTreeMap::new();
+        let mut messages = std::pin::pin!(self.handle.link().get().execute());
+        while let Some(message) = messages.try_next().await.map_err(failed("link show"))? {
+            if message.header.flags.contains(LinkFlags::Loopback) {
+                continue;
+            }
+            if let Some(addresses) = addresses.remove(&message.header.index)
+                && let Ok(interface) = interface_of(&message)
+            {
+                interfaces.insert(interface.index, (interface, addresses));
+            }
+        }
+        Ok(interfaces.into_values().collect())
+    }
+
     async fn link(
         &self,
         get: rtnetlink::LinkGetRequest,
@@ -224,6 +263,24 @@ fn unreachable(code: i32) -> bool {
     [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::ESRCH].contains(&-code)
 }
 
+/// The interface's own address that `message` tells of, if it means something beyond the link.
+fn global_address(message: &AddressMessage) -> Option<IpAddr> {
+    if message.header.scope != AddressScope::Universe {
+        return None;
+    }
+    let mut own = None;
+    for attribute in &message.attributes {
+        match attribute {
+            // Of a point-to-point interface this is the other end, if there is a local address too.
+            AddressAttribute::Address(address) => own = own.or(Some(*address)),
+            AddressAttribute::Local(address) => own = Some(*address),
+            _ => {}
+        }
+    }
+    // To the kernel the scope of an IPv4 address is what its owner says.
+    own.filter(|own| !matches!(own, IpAddr::V4(v4) if v4.is_link_local()))
+}
+
 fn interface_of(message: &LinkMessage) -> Result<Interface, NetlinkError> {
     let name = message
         .attributes
@@ -254,10 +311,19 @@ fn interface_of(message: &LinkMessage) -> Result<Interface, NetlinkError> {
         LinkAttribute::LinkInfo(info) => info.contains(&LinkInfo::Kind(InfoKind::Bridge)),
         _ => false,
     });
+    let mtu = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
     Ok(Interface {
         index: message.header.index,
         name,
         header,
         bridge,
+        mtu: mtu.unwrap_or_default(),
+        up: message.header.flags.contains(LinkFlags::Up),
     })
 }

@@ -2,6 +2,7 @@
 
 mod arrival;
 mod conntrack;
+mod netlink;
 mod pair;
 mod repair;
 mod reset;
@@ -15,6 +16,7 @@ fn main() -> ExitCode {
     repair::add_to(&mut suite);
     arrival::add_to(&mut suite);
     conntrack::add_to(&mut suite);
+    netlink::add_to(&mut suite);
     reset::add_to(&mut suite);
     suite.run()
 }

@@ -17,8 +17,8 @@ use crate::pattern::Pattern;
 use crate::suite::scaled;
 use crate::transfer::expect_bytes;
 
-/// How much is said at a time.
-const MESSAGE: usize = 200;
+/// How much is said at a time, in bytes.
+pub const MESSAGE: usize = 200;
 
 /// After this a connection is dead, before scaling.
 const DEAD: Duration = Duration::from_secs(10);

@@ -15,10 +15,11 @@ use limpid_tests::net::{Family, Impairment, LinkKind, Plan, Segment, Topology};
 use limpid_tests::process::eventually;
 use limpid_tests::programs::{AccessLine, Engine};
 use limpid_tests::repair;
-use limpid_tests::scene::{Scene, UPSTREAM};
+use limpid_tests::scene::{Pair, Scene, UPSTREAM};
 use limpid_tests::suite::{Lab, Need, Suite, scaled, shrunk};
 use limpid_tests::talk;
 use limpid_tests::transfer::{self, Flow};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -135,6 +136,11 @@ fn main() -> ExitCode {
                 not_translated(lab, settings, family)
             });
         }
+        suite.test(
+            format!("multipath_client_{family}"),
+            &[Need::File("/proc/sys/net/mptcp/enabled")],
+            move |lab| multipath_client(lab, family),
+        );
         for (name, link, needs) in [
             ("", LinkKind::Veth, &[][..]),
             ("lossy_", LinkKind::Tap(LOSSY), &[Need::Tun]),
@@ -320,14 +326,39 @@ async fn with_settings(lab: &Lab, settings: Settings, family: Family) -> Result<
 /// Whatever the sides agree on is translated.
 async fn translated(lab: Lab, settings: Settings, family: Family) -> Result<()> {
     let scene = with_settings(&lab, settings, family).await?;
-    let mut pair = scene.open().await?;
+    let pair = scene.open().await?;
     scene.wait_for_engine(Engine::Packet).await?;
-    let (up, down) = (
-        Flow::new(shrunk(24 << 20), 1),
-        Flow::new(shrunk(24 << 20) + 1, 2),
-    );
-    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
-    ensure_counted(&scene.record().await?, up.length, down.length)
+    windows_close_and_open(&scene, pair).await
+}
+
+/// Readers that stop for a while in the middle of bulk, so that the windows that they offer become small,
+/// and nothing, and large again. Ends the flow.
+async fn windows_close_and_open(scene: &Scene, mut pair: Pair) -> Result<()> {
+    let mut slow = Flow::new(shrunk(4 << 20), 1);
+    slow.read_size = 40_000;
+    slow.read_pause = Duration::from_millis(2);
+    both_ways(&mut pair.client, &mut pair.server, slow, slow).await?;
+    let fast = Flow::new(shrunk(16 << 20), 2);
+    transfer::exchange(&mut pair.client, &mut pair.server, fast, fast).await?;
+    let bytes = slow.length + fast.length;
+    ensure_counted(&scene.record().await?, bytes, bytes)
+}
+
+/// A client that offers several paths (RFC 8684) is answered as if it had not.
+async fn multipath_client(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::start(&lab, family, Engine::Packet).await?;
+    let address = scene.address();
+    let connect = async move {
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::MPTCP))?;
+        socket.connect(&address.into())?;
+        socket.set_nonblocking(true)?;
+        TcpStream::from_std(socket.into())
+    };
+    let client = scene.net.edge.spawn(connect).await??;
+    let pair = scene.open_over(client, &scene.header()).await?;
+    scene.wait_for_engine(Engine::Packet).await?;
+    windows_close_and_open(&scene, pair).await
 }
 
 /// What the client has been promised and the backend does not do cannot be taken back.

@@ -28,7 +28,7 @@ pub enum Engine {
 
 impl Engine {
     /// All, for scenarios that are run with each.
-    pub const ALL: [Self; 2] = [Self::Copy, Self::Sockmap];
+    pub const ALL: [Self; 3] = [Self::Packet, Self::Sockmap, Self::Copy];
 
     /// Its name on the command line and in the records.
     pub fn name(self) -> &'static str {

@@ -128,7 +128,7 @@ fn ip_header(from: SocketAddr, to: SocketAddr) -> Option<IpHeaders> {
     }
 }
 
-/// A bare RST: "When an <RST> segment is received, it MUST NOT be subjected to the PAWS check"
+/// A bare RST: "When an `<RST>` segment is received, it MUST NOT be subjected to the PAWS check"
 /// (RFC 7323, 5.2), so it needs no timestamp.
 fn segment(
     ip: IpHeaders,

@@ -262,6 +262,9 @@ pub struct Record {
     pub accepted_ns: u64,
     /// Payload that went upstream before the splice, in bytes.
     pub early_bytes: u64,
+    /// Payload of each direction that our sockets handed over themselves, in bytes, upstream and
+    /// downstream. [`Forward::bytes`] has them too, if it has more.
+    pub handed_over: [u64; 2],
     /// Key in `FORWARDS` of what the client's side sends: from the downstream peer to the listener.
     pub downstream: Tuple,
     /// Key in `FORWARDS` of what the backend sends: to the source that it sees.
@@ -270,8 +273,10 @@ pub struct Record {
     pub client: Address,
     /// The client's port, host byte order.
     pub client_port: u16,
+    /// 1: its sockets have done their work and are gone.
+    pub settled: u16,
     /// Padding, 0.
-    pub reserved: [u8; 6],
+    pub reserved: u32,
 }
 
 /// What userspace tells the egress program of a socket that is about to connect. Value of
@@ -347,7 +352,7 @@ const _: () = assert!(size_of::<Address>() == 16);
 const _: () = assert!(size_of::<Tuple>() == 36);
 const _: () = assert!(size_of::<Translation>() == 80);
 const _: () = assert!(size_of::<Forward>() == 120);
-const _: () = assert!(size_of::<Record>() == 112);
+const _: () = assert!(size_of::<Record>() == 128);
 const _: () = assert!(size_of::<Connecting>() == 40);
 const _: () = assert!(size_of::<Meta>() == 8);
 const _: () = assert!(size_of::<SteeringCounters>() == 64);

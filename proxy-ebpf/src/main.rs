@@ -2,7 +2,8 @@
 //!
 //! This page is the entry points; each calls one function of the module that it belongs to:
 //!
-//! * [`steering`] (tc): the client's address on the wire, and the replies brought back.
+//! * [`steering`], [`syn`] (tc): the client's address on the wire, and the replies brought back.
+//! * [`forward`], [`guard`] (tc): the engine `packet`.
 //! * [`splice`] (sk_skb, socket filter): the engine `sockmap`.
 //! * [`packet`]: reading and rewriting packets.
 //! * [`maps`]: every map.
@@ -16,30 +17,33 @@ use aya_ebpf::macros::{classifier, socket_filter, stream_verdict};
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use proxy_common::packet::ETHERNET;
 
+mod forward;
+mod guard;
 mod maps;
 mod packet;
 mod splice;
 mod steering;
+mod syn;
 
-/// tc egress of an upstream interface with Ethernet headers.
+/// tc egress of an interface with Ethernet headers.
 #[classifier]
 pub fn steer_egress_l2(ctx: TcContext) -> i32 {
     steering::egress(&ctx, ETHERNET)
 }
 
-/// tc ingress of an upstream interface with Ethernet headers.
+/// tc ingress of an interface with Ethernet headers.
 #[classifier]
 pub fn steer_ingress_l2(ctx: TcContext) -> i32 {
     steering::ingress(&ctx, ETHERNET)
 }
 
-/// tc egress of an upstream interface whose packets start at IP (WireGuard, tun).
+/// tc egress of an interface whose packets start at IP (WireGuard, tun).
 #[classifier]
 pub fn steer_egress_l3(ctx: TcContext) -> i32 {
     steering::egress(&ctx, 0)
 }
 
-/// tc ingress of an upstream interface whose packets start at IP (WireGuard, tun).
+/// tc ingress of an interface whose packets start at IP (WireGuard, tun).
 #[classifier]
 pub fn steer_ingress_l3(ctx: TcContext) -> i32 {
     steering::ingress(&ctx, 0)

@@ -1,19 +1,39 @@
 //! Every map. Sizes are defaults: the loader sets those that are configured.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SockHash};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash};
 use aya_ebpf::macros::btf_map;
-use proxy_common::flow::{Meta, SteeringCounters, Translation, Tuple};
+use proxy_common::flow::{Connecting, Forward, Meta, Record, SteeringCounters, Translation, Tuple};
 use proxy_common::splice::{Gate, Splice};
+
+use crate::forward::Scratch;
 
 /// Two entries a flow; allocated as flows come, since the limit is meant to be generous.
 #[btf_map]
 pub static FLOWS: HashMap<Tuple, Translation, 524_288, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
-/// Upstream sockets about to connect: socket cookie -> key of the reserved `STEER_IN` entry.
+/// Upstream sockets about to connect, by cookie.
 #[btf_map]
-pub static CONNECTING: HashMap<u64, Tuple, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+pub static CONNECTING: HashMap<u64, Connecting, 65_536, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// What the packets of spliced flows become: two entries a flow of the engine `packet`.
+#[btf_map]
+pub static FORWARDS: HashMap<Tuple, Forward, 524_288, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// What an adopting daemon must know of these flows; the programs do not use it.
+#[btf_map]
+pub static RECORDS: HashMap<u64, Record, 262_144, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Flows of which a side has ended, or that the daemon has ended and that are not quiet.
+#[btf_map]
+pub static EVENTS: RingBuf<u64, { 256 * 1024 }> = RingBuf::new();
+
+/// The header that this CPU is at work on.
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 /// The layout of the pinned maps; written by the daemon that pins them.
 #[btf_map]

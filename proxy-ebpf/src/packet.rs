@@ -178,8 +178,9 @@ pub fn rewrite(ctx: &TcContext, packet: &Packet, new: &Tuple) -> Result<(), Rewr
     store(ctx, packet.l3 + IPV4_SRC, &[new.src.ipv4(), new.dst.ipv4()])
 }
 
-/// Brings an ICMP error about a TCP packet that we sent in another name back to us: the source of
-/// the inner packet, and the destination of the error, become `new_src`.
+/// Brings an ICMP error about a TCP packet that we sent in another's name, or changed, back to whoever
+/// sent it: the inner packet becomes one of the tuple `sent`, its sequence number moves by `seq`, and
+/// the error goes to where that came from.
 ///
 /// The inner TCP checksum is left: RFC 792 promises 8 bytes of the header, and nobody verifies it.
 #[inline(never)]
@@ -187,36 +188,90 @@ pub fn rewrite_icmp_error(
     ctx: &TcContext,
     outer: &Packet,
     inner: &Packet,
-    new_src: &Address,
-    new_port: u16,
+    sent: &Tuple,
+    seq: u32,
 ) -> Result<(), RewriteFailed> {
     let checksum = outer.l4 + ICMP_CHECKSUM;
-    let old_src = &inner.tuple.src;
-    let diff = if outer.ipv6 {
-        csum_diff(old_src, new_src)
+    let received = &inner.tuple;
+    let to_diff = if outer.ipv6 {
+        csum_diff(&outer.tuple.dst, &sent.src)
     } else {
-        csum_diff(&old_src.ipv4(), &new_src.ipv4())
+        csum_diff(&outer.tuple.dst.ipv4(), &sent.src.ipv4())
     };
     if outer.ipv6 {
         // RFC 4443, 2.3: the checksum covers a pseudo header and the message, so it sees the
-        // outer destination and the inner source.
-        replace_l4_pseudo(ctx, true, checksum, diff)?;
+        // outer destination and the inner addresses.
+        replace_l4_pseudo(ctx, true, checksum, to_diff)?;
+        let diff = csum_diff(addresses(received), addresses(sent));
         replace_l4(ctx, checksum, diff, 0)?;
     }
-    // RFC 792: no pseudo header, and a change of the inner IPv4 address is undone by that of the
-    // inner header's checksum. Only the port remains.
-    let (old_port, new_port) = (inner.tuple.src_port.to_be(), new_port.to_be());
-    ctx.l4_csum_replace(checksum as usize, old_port.into(), new_port.into(), 2)
-        .map_err(|_| RewriteFailed)?;
-    store(ctx, inner.l4, &new_port)?;
-    if outer.ipv6 {
-        store(ctx, inner.l3 + IPV6_SRC, new_src)?;
-        return store(ctx, outer.l3 + IPV6_DST, new_src);
+    // RFC 792: no pseudo header, and a change of the inner IPv4 addresses is undone by that of the
+    // inner header's checksum. Only the ports and the sequence number remain.
+    replace_l4_word(ctx, checksum, ports(received), ports(sent))?;
+    store(ctx, inner.l4, &ports(sent))?;
+    if seq != 0 {
+        let old = word(ctx, inner.l4 + 4).ok_or(RewriteFailed)?;
+        let (old, new) = (old.to_be(), old.wrapping_add(seq).to_be());
+        replace_l4_word(ctx, checksum, old, new)?;
+        store(ctx, inner.l4 + 4, &new)?;
     }
-    replace_l3(ctx, inner.l3, diff)?;
-    store(ctx, inner.l3 + IPV4_SRC, &new_src.ipv4())?;
-    replace_l3(ctx, outer.l3, diff)?;
-    store(ctx, outer.l3 + IPV4_DST, &new_src.ipv4())
+    if outer.ipv6 {
+        store(ctx, inner.l3 + IPV6_SRC, addresses(sent))?;
+        return store(ctx, outer.l3 + IPV6_DST, &sent.src);
+    }
+    let (old, new) = (
+        [received.src.ipv4(), received.dst.ipv4()],
+        [sent.src.ipv4(), sent.dst.ipv4()],
+    );
+    replace_l3(ctx, inner.l3, csum_diff(&old, &new))?;
+    store(ctx, inner.l3 + IPV4_SRC, &new)?;
+    replace_l3(ctx, outer.l3, to_diff)?;
+    store(ctx, outer.l3 + IPV4_DST, &sent.src.ipv4())
+}
+
+/// Gives a TCP packet another acknowledgement number and window.
+#[inline(always)]
+pub fn acknowledge(
+    ctx: &TcContext,
+    packet: &Packet,
+    (ack, window): (u32, u16),
+) -> Result<(), RewriteFailed> {
+    const ACKNOWLEDGEMENT: u32 = 8;
+    const OFFSET_FLAGS_WINDOW: u32 = 12;
+    set_word(ctx, packet.l4, ACKNOWLEDGEMENT, ack)?;
+    let old = word(ctx, packet.l4 + OFFSET_FLAGS_WINDOW).ok_or(RewriteFailed)?;
+    let new = old & 0xffff_0000 | u32::from(window);
+    set_word(ctx, packet.l4, OFFSET_FLAGS_WINDOW, new)
+}
+
+/// Replaces the big-endian word at `at`, an even offset in the TCP header, checksum included.
+#[inline(always)]
+pub fn set_word(ctx: &TcContext, l4: u32, at: u32, value: u32) -> Result<(), RewriteFailed> {
+    let old = word(ctx, l4 + at).ok_or(RewriteFailed)?;
+    replace_l4_word(ctx, l4 + TCP_CHECKSUM, old.to_be(), value.to_be())?;
+    store(ctx, l4 + at, &value.to_be())
+}
+
+/// What the change of `old` to `new` adds to a sum over their first `len` bytes, a multiple of 4.
+#[inline(always)]
+pub fn csum_diff_bytes<const N: usize>(old: &[u8; N], new: &[u8; N], len: usize) -> u64 {
+    // SAFETY: both have `N` readable bytes, and `len` is at most `N`, as the callers see to.
+    let diff = unsafe {
+        bpf_csum_diff(
+            old.as_ptr().cast_mut().cast(),
+            len as u32,
+            new.as_ptr().cast_mut().cast(),
+            len as u32,
+            0,
+        )
+    };
+    diff as u64
+}
+
+/// Makes the TCP checksum right after a change of what is not in the pseudo header.
+#[inline(always)]
+pub fn replace_checksum(ctx: &TcContext, packet: &Packet, diff: u64) -> Result<(), RewriteFailed> {
+    replace_l4(ctx, packet.l4 + TCP_CHECKSUM, diff, 0)
 }
 
 /// Source and destination of a tuple, as they stand in an IPv6 header.

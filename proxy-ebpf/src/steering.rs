@@ -11,12 +11,14 @@ use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::{debug, warn};
 use proxy_common::flow::{
-    SEEN_ANSWER, SEEN_FIN, SEEN_RST, SEEN_SYN, STEER_IN, STEER_OUT, Translation, Tuple, wire_clock,
+    Connecting, SEEN_ANSWER, SEEN_FIN, SEEN_RST, SEEN_SYN, STEER_IN, STEER_OUT, Translation, Tuple,
+    wire_clock,
 };
 use proxy_common::packet::{ACK, FIN, RST, SYN, TCP, Tcp, is_icmp_error};
 
 use crate::maps::{CONNECTING, FLOWS, count};
 use crate::packet::{self, Packet, RewriteFailed};
+use crate::{forward, guard, syn};
 
 /// See [`wire_clock`]. Set by the loader.
 #[unsafe(no_mangle)]
@@ -26,10 +28,15 @@ static TIMESTAMP_BASE: Global<u32> = Global::new(0);
 const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
 
-/// Packets that leave: those of our upstream sockets get the client's address.
+/// Packets that leave: those of our upstream sockets get the client's address, those of guards are
+/// looked at. What did not start here has nothing to do with either.
 #[inline(always)]
 pub fn egress(ctx: &TcContext, l3: u32) -> i32 {
     let mut packet = Packet::EMPTY;
+    // SAFETY: a field of the program's own context.
+    if unsafe { (*ctx.skb.skb).ingress_ifindex } != 0 {
+        return NEXT;
+    }
     let Some(ipv6) = packet::is_ipv6(ctx) else {
         return NEXT;
     };
@@ -47,13 +54,16 @@ pub fn egress(ctx: &TcContext, l3: u32) -> i32 {
         }
     }
     let Some(entry) = FLOWS.get_ptr_mut(packet.tuple) else {
-        return NEXT;
+        return guard::egress(ctx, &packet, &packet.tuple, guard::packed(tcp)).unwrap_or(NEXT);
     };
     // SAFETY: an entry of the map, which stays readable until the program ends even if userspace
     // deletes it meanwhile (RCU). Fields that change are counters and flags of this direction.
     let entry = unsafe { &mut *entry };
     if entry.action != STEER_OUT {
         return NEXT;
+    }
+    if let Some(verdict) = guard::egress(ctx, &packet, &entry.rewrite, guard::packed(tcp)) {
+        return verdict;
     }
     let done = translate(ctx, &packet, tcp, entry);
     count(|c| match done {
@@ -63,10 +73,16 @@ pub fn egress(ctx: &TcContext, l3: u32) -> i32 {
     done.map_or(DROP, |()| NEXT)
 }
 
-/// Packets that arrive: replies to a client of ours go to our socket.
+/// Packets that arrive: those of a spliced flow are forwarded, other replies to a client of ours go to
+/// our socket.
 #[inline(always)]
 pub fn ingress(ctx: &TcContext, l3: u32) -> i32 {
     let mut packet = Packet::EMPTY;
+    // SAFETY: a field of the program's own context.
+    if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
+        return NEXT; // It will come by again, on the VLAN's own interface and without the tag.
+    }
+    let shown = guard::take_mark(ctx);
     let Some(ipv6) = packet::is_ipv6(ctx) else {
         return NEXT;
     };
@@ -79,6 +95,9 @@ pub fn ingress(ctx: &TcContext, l3: u32) -> i32 {
     let Some(tcp) = packet::tcp(ctx, &packet) else {
         return NEXT;
     };
+    if !shown && let Some(entry) = forward::entry(&packet.tuple) {
+        return forward::forward(ctx, &packet, entry, tcp);
+    }
     let Some(entry) = reply_entry(&packet.tuple) else {
         return NEXT;
     };
@@ -97,7 +116,7 @@ pub fn ingress(ctx: &TcContext, l3: u32) -> i32 {
 }
 
 /// An ICMP error about a packet that we sent as the client ("fragmentation needed" above all: path
-/// MTU discovery of our socket depends on it).
+/// MTU discovery of our socket depends on it), or that we forwarded.
 #[inline(never)]
 fn icmp_error(ctx: &TcContext, outer: &Packet) -> i32 {
     const ICMP_HEADER: u32 = 8;
@@ -112,11 +131,14 @@ fn icmp_error(ctx: &TcContext, outer: &Packet) -> i32 {
     if !read || inner.protocol != TCP {
         return NEXT;
     }
+    if let Some(entry) = forward::entry(&inner.tuple.reversed()) {
+        return forward::icmp_error(ctx, outer, &inner, entry);
+    }
     let Some(entry) = reply_entry(&inner.tuple.reversed()) else {
         return NEXT;
     };
-    let us = &entry.rewrite;
-    let done = packet::rewrite_icmp_error(ctx, outer, &inner, &us.dst, us.dst_port);
+    let sent = entry.rewrite.reversed();
+    let done = packet::rewrite_icmp_error(ctx, outer, &inner, &sent, 0);
     count(|c| match done {
         Ok(()) => &mut c.icmp_in,
         Err(RewriteFailed) => &mut c.rewrite_failed,
@@ -190,18 +212,27 @@ fn open(ctx: &TcContext, packet: &Packet, header_len: u32) -> Opened {
     let tuple = &packet.tuple;
     // SAFETY: the program's own context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let mut again = false;
     if let Some(entry) = FLOWS.get_ptr_mut(tuple) {
         // SAFETY: as in `egress`.
-        if unsafe { (*entry).flow } == cookie {
-            return Opened::Steered; // A retransmission.
+        again = unsafe { (*entry).flow } == cookie;
+        if !again {
+            // A lingering entry of an earlier socket with this address and port.
+            let _ = FLOWS.remove(tuple);
         }
-        // A lingering entry of an earlier socket with this address and port.
-        let _ = FLOWS.remove(tuple);
     }
     // SAFETY: the value is copied out at once; userspace writes it once, before `connect`.
-    let Some(reserved) = (unsafe { CONNECTING.get(cookie) }).copied() else {
+    let connecting = unsafe { CONNECTING.get(cookie) }.copied();
+    let Some(Connecting { reply, mss, offer }) = connecting else {
         return Opened::NotOurs;
     };
+    if syn::adapt(ctx, packet.l4, mss, offer).is_err() {
+        return Opened::Refused;
+    }
+    if again {
+        return Opened::Steered; // A retransmission.
+    }
+    let reserved = reply;
     let Some(reply) = FLOWS.get_ptr_mut(reserved) else {
         return Opened::Refused; // Userspace has given up on it.
     };

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy_core::address::Upstream;
 use proxy_core::header::{Decoder, LimitError, Limits as HeaderLimits};
@@ -13,40 +12,27 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::bpf::attach::{self, RemoveError};
-use crate::bpf::pins::{self, Pins};
-use crate::bpf::sockmap::{SockmapError, kernel_version};
-use crate::bpf::{self, Bpf, LoadError};
-use crate::cli::run::{MismatchArg, RunArgs, SourceArg};
+use crate::bpf::LoadError;
+use crate::bpf::attach::RemoveError;
+use crate::bpf::pins;
+use crate::cli::run::{RunArgs, SourceArg};
 use crate::control::server::{ControlError, Server};
 use crate::flow::{self, Service};
+use crate::forwarded::{self, Keeper};
 use crate::header::AcceptProxy;
-use crate::interfaces::{Interfaces, InterfacesError};
+use crate::interfaces::InterfacesError;
+use crate::kernel::Kernel;
 use crate::listener::{self, ListenError};
-use crate::netlink::{self, Changes, Netlink, NetlinkError, Route};
+use crate::netlink::{Netlink, NetlinkError, Route};
 use crate::registry::Registry;
+use crate::reset::Resets;
 use crate::resolve::{ResolveError, resolve};
-use crate::splice::{Choice, Engines, EnginesError, Limits};
-use crate::steering::Steering;
-use crate::sys;
-use crate::upstream::{Connector, Source};
-
-/// How often lingering flow-table entries are looked at.
-const SWEEP: Duration = Duration::from_millis(500);
-
-/// How long the kernel gets at the end to close the last sockets in their clients' names.
-const LAST_WORDS: Duration = Duration::from_secs(3);
-
-/// How often the programs on the interfaces are looked at: nothing tells when somebody removes them.
-const VERIFY: Duration = Duration::from_secs(10);
-
-/// How long link and route changes may go on before they are acted upon; they come in bursts.
-const SETTLE: Duration = Duration::from_millis(100);
+use crate::splice::{EnginesError, Limits};
+use crate::upstream::Connector;
 
 /// Why the daemon did not start.
 #[derive(Debug, Error)]
@@ -88,6 +74,9 @@ pub enum RunError {
     /// The BPF side cannot be set up.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// There is no BPF side.
+    #[error("--splice packet: {0}")]
+    NoBpf(String),
     /// Something stays that was to be removed.
     #[error(transparent)]
     Remove(#[from] RemoveError),
@@ -117,7 +106,14 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let upstreams = reachable(&netlink, resolve(&args.upstream).await?, steer).await?;
     let control = Server::bind(&args.control.path(&args.instance)).await?;
     let listener = listener::bind(args.listen, args.downstream_interface.as_deref())?;
-    let mut kernel = Kernel::set_up(&args, steer, &upstreams, &netlink).await?;
+    let registry = Registry::default();
+    let limits = Limits {
+        idle: args.idle_timeout,
+        half_close: args.half_close_timeout,
+    };
+    let (forwarded, told) = forwarded::channel();
+    let (mut kernel, parts) =
+        Kernel::set_up(&args, steer, &upstreams, &netlink, &forwarded).await?;
     let engines = match kernel.engines(args.splice) {
         Ok(engines) => engines,
         Err(e) => {
@@ -125,20 +121,26 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
             return Err(e.into());
         }
     };
+    if let Some(parts) = parts {
+        let keeper = Keeper::new(told, parts, resets(), registry.clone(), limits);
+        tokio::spawn(keeper.run());
+    }
+    if engines.has_packet() {
+        kernel.clamp_segments(&listener, &netlink).await;
+    }
     let service = Service {
         accept_proxy,
         connector: Connector {
-            source: kernel.source(args.source_mismatch),
+            source: kernel.source(steer, args.source_mismatch),
             upstreams,
             send_proxy: args.send_proxy,
             timeout: args.connect_timeout,
+            alike: engines.has_packet(),
         },
         engines,
-        limits: Limits {
-            idle: args.idle_timeout,
-            half_close: args.half_close_timeout,
-        },
-        registry: Registry::default(),
+        forwarded,
+        limits,
+        registry,
     };
     tracing::info!(
         listen = %listener.local_addr().unwrap_or(args.listen),
@@ -182,16 +184,23 @@ impl Daemon {
         tokio::select! {
             () = accept(&listener, &self.service, &self.places, &flows, &stop) => {}
             () = self.control.serve(registry) => {}
-            () = kernel.tend(netlink) => {}
+            () = kernel.tend(netlink, Some(&listener)) => {}
             name = self.signals.next() => tracing::info!("{name}: no more connections are accepted"),
         }
         drop(listener);
         tokio::select! {
-            () = drain(&flows, registry, &stop, self.drain, &mut self.signals) => {}
+            () = drain(&flows, &self.service, &stop, self.drain, &mut self.signals) => {}
             () = self.control.serve(registry) => {}
-            () = kernel.tend(netlink) => {}
+            () = kernel.tend(netlink, None) => {}
         }
     }
+}
+
+/// What tells the peers of flows without sockets that these are over.
+fn resets() -> Option<Resets> {
+    Resets::open()
+        .inspect_err(|e| tracing::warn!("flows that are ended here end without a RST: {e}"))
+        .ok()
 }
 
 fn accept_proxy(args: &RunArgs) -> Result<Option<AcceptProxy>, RunError> {
@@ -261,177 +270,28 @@ fn flows_for(descriptors: usize) -> usize {
 /// Lets open flows end by themselves for a while, then resets them.
 async fn drain(
     flows: &TaskTracker,
-    registry: &Registry,
+    service: &Service,
     stop: &CancellationToken,
     deadline: Duration,
     signals: &mut Signals,
 ) {
+    let registry = &service.registry;
     flows.close();
+    let ended = async {
+        flows.wait().await;
+        registry.emptied().await;
+    };
     tokio::select! {
-        () = flows.wait() => return,
+        () = ended => return,
         () = sleep(deadline) => tracing::info!("{} flow(s) left after {deadline:?}: reset", registry.len()),
         name = signals.next() => tracing::info!("{name} again: {} flow(s) reset", registry.len()),
     }
     stop.cancel();
+    service.forwarded.stop();
     flows.wait().await;
-}
-
-/// What the daemon has in the kernel; nothing, where it neither steers nor splices there.
-struct Kernel {
-    bpf: Result<Bpf, String>,
-    interfaces: Option<Interfaces>,
-    steering: Option<Arc<Steering>>,
-    changes: Changes,
-    _lock: Option<pins::Lock>,
-}
-
-impl Kernel {
-    async fn set_up(
-        args: &RunArgs,
-        steer: bool,
-        upstreams: &[Upstream],
-        netlink: &Netlink,
-    ) -> Result<Self, RunError> {
-        let with = |bpf, lock| Self {
-            bpf,
-            interfaces: None,
-            steering: None,
-            changes: futures_util::stream::pending().boxed(),
-            _lock: lock,
-        };
-        if !steer && args.splice == Choice::Copy {
-            return Ok(with(Err("not needed".to_owned()), None));
-        }
-        let mut kernel = match Self::load(args) {
-            Ok((bpf, lock)) => with(Ok(bpf), Some(lock)),
-            // Without BPF one can still copy.
-            Err(e) if !steer && args.splice == Choice::Auto => with(Err(e.to_string()), None),
-            Err(e) => return Err(e),
-        };
-        if steer && let Err(e) = kernel.steer(args, upstreams, netlink).await {
-            kernel.tear_down().await?;
-            return Err(e);
-        }
-        Ok(kernel)
-    }
-
-    fn load(args: &RunArgs) -> Result<(Bpf, pins::Lock), RunError> {
-        let pins = Pins::new(&args.bpffs.bpffs, &args.instance.instance);
-        pins.create()?;
-        let lock = pins.lock()?;
-        let log_level = tracing::level_filters::LevelFilter::current();
-        let options = bpf::Options {
-            max_flows: args.max_flows,
-            log_level,
-        };
-        let mut bpf = Bpf::load(pins, &options)?;
-        bpf.forward_log();
-        Ok((bpf, lock))
-    }
-
-    async fn steer(
-        &mut self,
-        args: &RunArgs,
-        upstreams: &[Upstream],
-        netlink: &Netlink,
-    ) -> Result<(), RunError> {
-        let Ok(bpf) = &mut self.bpf else {
-            return Ok(());
-        };
-        let mut interfaces = Interfaces::new(
-            args.upstream_interface.clone(),
-            upstreams.to_vec(),
-            args.attach,
-        );
-        interfaces.attach(bpf, netlink).await?;
-        self.interfaces = Some(interfaces);
-        self.steering = Some(Steering::new(bpf.flow_table()?, args.max_flows as usize));
-        match netlink::changes() {
-            Ok(changes) => self.changes = changes,
-            Err(e) => tracing::warn!("link and route changes are not followed: {e}"),
-        }
-        Ok(())
-    }
-
-    fn source(&self, mismatch: MismatchArg) -> Source {
-        match &self.steering {
-            None => Source::Proxy,
-            Some(steering) => Source::Client {
-                steering: Arc::clone(steering),
-                mismatch_proxy: mismatch == MismatchArg::Proxy,
-            },
-        }
-    }
-
-    fn engines(&mut self, choice: Choice) -> Result<Engines, EnginesError> {
-        Engines::new(choice, kernel_version(), || match &mut self.bpf {
-            Ok(bpf) => bpf.sockmap(),
-            Err(reason) => Err(SockmapError::Object(reason.clone())),
-        })
-    }
-
-    /// Forgets flows that are over, and follows link and route changes; never returns.
-    async fn tend(&mut self, netlink: &Netlink) {
-        let mut sweep = interval(SWEEP);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Changes come in bursts: the first sets the time at which all are acted upon.
-        let mut due = Instant::now() + VERIFY;
-        loop {
-            tokio::select! {
-                _ = sweep.tick() => {
-                    self.sweep().await;
-                }
-                Some(()) = self.changes.next() => {
-                    due = due.min(Instant::now() + SETTLE);
-                }
-                () = sleep_until(due) => {
-                    due = Instant::now() + VERIFY;
-                    self.attach(netlink).await;
-                }
-            }
-        }
-    }
-
-    async fn attach(&mut self, netlink: &Netlink) {
-        if let (Some(interfaces), Ok(bpf)) = (&mut self.interfaces, &mut self.bpf)
-            && let Err(e) = interfaces.attach(bpf, netlink).await
-        {
-            tracing::warn!("following the interfaces: {e}");
-        }
-    }
-
-    /// Forgets flows that are over; returns how many are not quite.
-    async fn sweep(&self) -> usize {
-        let Some(steering) = self.steering.clone() else {
-            return 0;
-        };
-        // A system call or two a flow: not for the thread that accepts.
-        spawn_blocking(move || steering.sweep(sys::monotonic_ns()))
-            .await
-            .unwrap_or(0)
-    }
-
-    /// Removes everything from the kernel, once the last sockets have closed.
-    async fn tear_down(self) -> Result<(), RunError> {
-        // Entries of a flow whose backend never closes do not hold up the end.
-        let closed = async {
-            while self.sweep().await > 0 {
-                sleep(SWEEP / 5).await;
-            }
-        };
-        let _ = timeout(LAST_WORDS, closed).await;
-        let Ok(bpf) = self.bpf else { return Ok(()) };
-        if self.steering.is_some() {
-            match bpf.counters() {
-                Ok(counters) => tracing::info!("{counters:?}"),
-                Err(e) => tracing::warn!("{e}"),
-            }
-        }
-        let pins = bpf.pins().clone();
-        drop(bpf);
-        attach::remove(&pins)?;
-        Ok(())
-    }
+    // A flow that was just being handed over.
+    service.forwarded.stop();
+    registry.emptied().await;
 }
 
 /// SIGTERM, SIGINT, and SIGHUP: a terminal that is closed asks for an end in order, too.

@@ -9,10 +9,11 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::forwarded::Forwarded;
 use crate::header::{self, AcceptProxy, Identified, IdentifyError};
 use crate::record::{Ending, Record, Weight};
 use crate::registry::{Flow, Registry};
-use crate::splice::{self, End, Engines, Limits};
+use crate::splice::{self, End, Engines, Limits, Spliced};
 use crate::sys;
 use crate::upstream::{ConnectError, Connected, Connector};
 
@@ -25,6 +26,8 @@ pub struct Service {
     pub connector: Connector,
     /// What moves the bytes.
     pub engines: Engines,
+    /// Who keeps the flows that need no sockets.
+    pub forwarded: Forwarded,
     /// Idle and half-close timeouts.
     pub limits: Limits,
     /// The open flows.
@@ -42,36 +45,45 @@ pub struct Accepted {
     pub listener: Listener,
 }
 
-/// Takes a connection to its end. `stop` ends it early, with a reset to both sides.
+/// Takes a connection to its end, or to where it goes on without sockets. `stop` ends it early, with a
+/// reset to both sides.
 pub async fn serve(service: Arc<Service>, accepted: Accepted, stop: CancellationToken) {
     let record = Record::open(&service.registry, accepted.peer);
-    let flow = record.flow();
+    let flow = Arc::clone(record.flow());
     // Until both sides are connected, whatever ends the flow early is a failure to its client.
     sys::reset_on_close(&accepted.stream, true);
     let end = match stop
-        .run_until_cancelled(open(&service, accepted, flow))
+        .run_until_cancelled(open(&service, accepted, &flow))
         .await
     {
         None => splice_ending(End::Stopped),
         Some(Err(end)) => end,
-        Some(Ok((identified, connected))) => {
+        Some(Ok((identified, mut connected))) => {
             sys::reset_on_close(&identified.downstream, false);
+            let age = u64::try_from(flow.accepted.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let legs = splice::Connected {
                 downstream: identified.downstream,
+                accepted_ns: sys::monotonic_ns().saturating_sub(age),
+                client: identified.client,
                 upstream: connected.stream,
-                early: bytes::Bytes::new(),
+                identity: connected.identity.as_mut(),
             };
-            let end = splice::run(
+            let spliced = splice::run(
                 &service.engines,
                 legs,
                 &service.limits,
                 &flow.progress,
                 stop,
-            )
-            .await;
-            // Only now: the flow's entries are needed as long as its upstream socket is open.
-            drop(connected.identity);
-            splice_ending(end)
+            );
+            match (spliced.await, connected.identity) {
+                (Spliced::Forwarded(forwarding), Some(identity)) => {
+                    return service.forwarded.keep(record, forwarding, identity);
+                }
+                // The engine has switched what is steered, and nothing else.
+                (Spliced::Forwarded(_), None) => splice_ending(End::Stopped),
+                // The identity goes only now: its entries are needed as long as its socket is open.
+                (Spliced::Ended(end), _) => splice_ending(end),
+            }
         }
     };
     record.close(end);
@@ -108,7 +120,7 @@ async fn connect(
     listener: Listener,
     flow: &Flow,
 ) -> Result<Connected, ConnectError> {
-    let prepared = connector.prepare(identified.client)?;
+    let prepared = connector.prepare(identified)?;
     let upstream = prepared.upstream;
     let _ = flow.upstream.set(upstream);
     if let Some(source) = prepared.source() {
@@ -144,12 +156,15 @@ fn connect_ending(error: &ConnectError) -> Ending {
     }
 }
 
-fn splice_ending(end: End) -> Ending {
+/// How the end of a spliced flow is recorded.
+pub fn splice_ending(end: End) -> Ending {
     let (weight, detail) = match end {
         End::Finished | End::Reset(_) | End::IdleTimeout | End::HalfCloseTimeout | End::Stopped => {
             (Weight::Normal, None)
         }
-        End::Failed(_) => (Weight::Warning, Some(end.to_string())),
+        End::Failed(_) | End::Unroutable(_) | End::HandoverLost => {
+            (Weight::Warning, Some(end.to_string()))
+        }
     };
     Ending {
         label: end.label(),

@@ -1,6 +1,7 @@
-//! Which interfaces lead to the backends, and steering on each of them.
+//! Which interfaces lead to the backends and to the clients, and the tc programs on each of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 
 use proxy_core::address::Upstream;
 use thiserror::Error;
@@ -26,22 +27,38 @@ pub enum InterfacesError {
     Attach(#[from] AttachError),
 }
 
-/// The upstream interfaces of a daemon.
+/// Where clients come from, if their packets are to be forwarded.
+#[derive(Clone, Debug)]
+pub struct Downstream {
+    /// The address that they connect to: the interfaces are those that have it.
+    pub listen: IpAddr,
+    /// Or the one that is named.
+    pub named: Option<String>,
+}
+
+/// The interfaces of a daemon.
 #[derive(Debug)]
 pub struct Interfaces {
     named: Option<String>,
     upstreams: Vec<Upstream>,
+    downstream: Option<Downstream>,
     mode: AttachMode,
     attached: BTreeMap<u32, (Interface, Place)>,
 }
 
 impl Interfaces {
-    /// Those of `upstreams`, or the one that is `named`.
+    /// Those of `upstreams`, or the one that is `named`; and those of `downstream`.
     #[must_use]
-    pub fn new(named: Option<String>, upstreams: Vec<Upstream>, mode: AttachMode) -> Self {
+    pub fn new(
+        named: Option<String>,
+        upstreams: Vec<Upstream>,
+        downstream: Option<Downstream>,
+        mode: AttachMode,
+    ) -> Self {
         Self {
             named,
             upstreams,
+            downstream,
             mode,
             attached: BTreeMap::new(),
         }
@@ -72,22 +89,73 @@ impl Interfaces {
         Ok(())
     }
 
-    /// The upstream interfaces, and the ports of those that are bridges.
+    /// The interfaces that the programs are on, by index.
+    #[must_use]
+    pub fn attached(&self) -> HashSet<u32> {
+        self.attached.keys().copied().collect()
+    }
+
+    /// The largest TCP segment that fits on the way to every backend, in bytes without headers; `None`
+    /// where that is not known.
+    pub async fn largest_segment(&self, netlink: &Netlink) -> Option<u32> {
+        let mut largest = None;
+        for upstream in &self.upstreams {
+            if let Ok(Route::Via(interface)) = netlink.route(upstream.ip()).await {
+                // IP and TCP headers without options (RFC 9293, 3.7.1).
+                let headers = if upstream.ip().is_ipv4() { 40 } else { 60 };
+                let segment = interface.mtu.saturating_sub(headers);
+                largest = Some(largest.map_or(segment, |other: u32| other.min(segment)));
+            }
+        }
+        largest
+    }
+
+    /// The upstream interfaces, those of the clients, and the ports of those that are bridges.
     async fn wanted(&self, netlink: &Netlink) -> Result<Vec<(Interface, Place)>, InterfacesError> {
+        let mut interfaces = self.upstream_interfaces(netlink).await?;
+        for interface in self.downstream_interfaces(netlink).await? {
+            if !interfaces.contains(&interface) {
+                interfaces.push(interface);
+            }
+        }
         let mut wanted = Vec::new();
-        for upstream in self.upstream_interfaces(netlink).await? {
-            if upstream.bridge {
-                let ports = netlink.ports(&upstream).await;
+        for interface in &interfaces {
+            if interface.bridge {
+                let ports = netlink.ports(interface).await;
                 let unknown = |source| InterfacesError::Unknown {
-                    upstream: upstream.name.clone(),
+                    upstream: interface.name.clone(),
                     source,
                 };
-                let ports = ports.map_err(unknown)?;
-                wanted.extend(ports.into_iter().map(|port| (port, Place::BridgePort)));
+                for port in ports.map_err(unknown)? {
+                    wanted.push((port, Place::BridgePort));
+                }
             }
-            wanted.push((upstream, Place::Upstream));
         }
+        wanted.extend(interfaces.into_iter().map(|i| (i, Place::Routed)));
         Ok(wanted)
+    }
+
+    async fn downstream_interfaces(
+        &self,
+        netlink: &Netlink,
+    ) -> Result<Vec<Interface>, InterfacesError> {
+        let Some(Downstream { listen, named }) = &self.downstream else {
+            return Ok(Vec::new());
+        };
+        let unknown = |source| InterfacesError::Unknown {
+            upstream: named.clone().unwrap_or_else(|| listen.to_string()),
+            source,
+        };
+        if let Some(name) = named {
+            return Ok(vec![netlink.interface(name).await.map_err(unknown)?]);
+        }
+        let found = netlink.interfaces_with_addresses().await.map_err(unknown)?;
+        let suits = |addresses: &[IpAddr]| listen.is_unspecified() || addresses.contains(listen);
+        Ok(found
+            .into_iter()
+            .filter(|(_, addresses)| suits(addresses))
+            .map(|(interface, _)| interface)
+            .collect())
     }
 
     async fn upstream_interfaces(

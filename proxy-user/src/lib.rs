@@ -1,19 +1,23 @@
 //! limpid's daemon and command line.
 //!
 //! The data plane reads in the order traffic takes: [`listener`], [`header`] (with
-//! `proxy_core::trust`), [`upstream`], [`splice`], [`record`]; [`flow`] strings them together.
-//! Beside it: [`steering`] with [`interfaces`] and [`netlink`], the BPF side in [`bpf`], system
-//! calls in [`sys`], and what an operator talks to in [`cli`], [`control`] and [`daemon`].
+//! `proxy_core::trust`), [`upstream`], [`splice`], [`forwarded`] for what needs no sockets any more,
+//! [`record`]; [`flow`] strings them together. Beside it: [`steering`] with [`interfaces`], [`paths`] and
+//! [`netlink`], the BPF side in [`kernel`] and [`bpf`], system calls in [`sys`] and [`reset`], and what an
+//! operator talks to in [`cli`], [`control`] and [`daemon`].
 
 pub mod bpf;
 pub mod cli;
 pub mod control;
 pub mod daemon;
 pub mod flow;
+pub mod forwarded;
 pub mod header;
 pub mod interfaces;
+pub mod kernel;
 pub mod listener;
 pub mod netlink;
+pub mod paths;
 pub mod record;
 pub mod registry;
 pub mod reset;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use proxy_core::address::{Listener, Peer};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use thiserror::Error;
 use tokio::net::TcpListener;
 
@@ -64,6 +64,12 @@ pub fn bind(address: SocketAddr, interface: Option<&str>) -> Result<TcpListener,
     socket.bind(&address.into()).map_err(failed("bind"))?;
     socket.listen(BACKLOG).map_err(failed("listen"))?;
     TcpListener::from_std(socket.into()).map_err(failed("epoll"))
+}
+
+/// Lets clients send no larger segments than `bytes` (RFC 9293, 3.7.1): a packet of theirs becomes one on
+/// the way to a backend.
+pub fn clamp_segments(listener: &TcpListener, bytes: u32) -> io::Result<()> {
+    SockRef::from(listener).set_tcp_mss(bytes)
 }
 
 /// The next connection. Errors are logged, waited out where that helps, and never returned.

@@ -4,7 +4,7 @@
 //! becomes an access line (target `access`).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proxy_core::address::Peer;
 
@@ -37,7 +37,8 @@ pub enum Weight {
 pub struct Record {
     flow: Arc<Flow>,
     registry: Registry,
-    end: Ending,
+    /// `None`: nothing is logged.
+    end: Option<Ending>,
 }
 
 impl Record {
@@ -53,19 +54,39 @@ impl Record {
         Self {
             flow: registry.open(peer),
             registry: registry.clone(),
-            end,
+            end: Some(end),
         }
+    }
+
+    /// Opens the record of a flow that an earlier daemon has left.
+    #[must_use]
+    pub fn adopt(registry: &Registry, peer: Peer, accepted: Instant) -> Self {
+        let end = Ending {
+            label: "aborted",
+            weight: Weight::Warning,
+            detail: None,
+        };
+        Self {
+            flow: registry.adopt(peer, accepted),
+            registry: registry.clone(),
+            end: Some(end),
+        }
+    }
+
+    /// Forgets the flow without a word: another daemon will record its end.
+    pub fn hand_over(mut self) {
+        self.end = None;
     }
 
     /// The flow that it records.
     #[must_use]
-    pub fn flow(&self) -> &Flow {
+    pub fn flow(&self) -> &Arc<Flow> {
         &self.flow
     }
 
     /// Says how it ended.
     pub fn close(mut self, end: Ending) {
-        self.end = end;
+        self.end = Some(end);
     }
 }
 
@@ -78,6 +99,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         let flow = &self.flow;
         self.registry.close(flow.id);
+        let Some(end) = &self.end else { return };
         macro_rules! access {
             ($level:expr) => {
                 tracing::event!(
@@ -95,12 +117,12 @@ impl Drop for Record {
                     header_ms = flow.header.get().copied().map(ms),
                     connect_ms = flow.connect.get().copied().map(ms),
                     total_ms = ms(flow.accepted.elapsed()),
-                    end = self.end.label,
-                    detail = self.end.detail,
+                    end = end.label,
+                    detail = end.detail,
                 )
             };
         }
-        match self.end.weight {
+        match end.weight {
             Weight::Normal => access!(tracing::Level::INFO),
             Weight::Warning => access!(tracing::Level::WARN),
             Weight::Trifle => access!(tracing::Level::DEBUG),

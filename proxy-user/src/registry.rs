@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use proxy_core::address::{Client, Peer, Upstream};
+use tokio::sync::Notify;
 
 use crate::splice::Progress;
 
@@ -38,10 +40,9 @@ impl Flow {
     /// Where it stands, as a stable name.
     #[must_use]
     pub fn state(&self) -> &'static str {
-        match (self.client.get(), self.connect.get()) {
+        match (self.client.get(), self.progress.state()) {
             (None, _) => "header",
-            (Some(_), None) => "connecting",
-            (Some(_), Some(_)) => self.progress.state().label(),
+            (Some(_), state) => state.label(),
         }
     }
 }
@@ -55,17 +56,23 @@ pub struct Registry {
 #[derive(Debug, Default)]
 struct Shared {
     next: AtomicU64,
+    emptied: Notify,
     flows: Mutex<BTreeMap<u64, Arc<Flow>>>,
 }
 
 impl Registry {
     /// Enters a connection that has just been accepted.
     pub fn open(&self, peer: Peer) -> Arc<Flow> {
+        self.adopt(peer, Instant::now())
+    }
+
+    /// Enters a connection that was accepted by an earlier daemon.
+    pub fn adopt(&self, peer: Peer, accepted: Instant) -> Arc<Flow> {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed) + 1;
         let flow = Arc::new(Flow {
             id,
             peer,
-            accepted: Instant::now(),
+            accepted,
             client: OnceLock::new(),
             header: OnceLock::new(),
             upstream: OnceLock::new(),
@@ -79,7 +86,24 @@ impl Registry {
 
     /// Strikes a flow out.
     pub fn close(&self, id: u64) {
-        self.flows().remove(&id);
+        let mut flows = self.flows();
+        flows.remove(&id);
+        if flows.is_empty() {
+            self.shared.emptied.notify_waiters();
+        }
+    }
+
+    /// Waits until there are none.
+    pub async fn emptied(&self) {
+        loop {
+            let mut emptied = pin!(self.shared.emptied.notified());
+            // From here on it is told.
+            emptied.as_mut().enable();
+            if self.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
     }
 
     /// The open flows, oldest first.

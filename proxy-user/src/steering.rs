@@ -7,16 +7,20 @@
 //! linger list when it is dropped: the kernel may still have a FIN to send, and a TIME-WAIT to
 //! answer in the client's name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use proxy_common::flow::{SEEN_FIN, SEEN_RST, SEEN_SYN, STEER_IN, Translation, Tuple};
+use proxy_common::flow::{
+    Connecting, OFFER_ALL, SEEN_FIN, SEEN_RST, SEEN_SYN, STEER_IN, Translation, Tuple,
+};
 use proxy_core::address::{Client, Upstream};
 use thiserror::Error;
 
+use crate::bpf::forwards::ForwardTable;
 use crate::bpf::tables::{FlowTable, ReserveError};
 use crate::sys;
 
@@ -32,7 +36,7 @@ const LINGER_OPEN: Duration = Duration::from_secs(130);
 const PORT_ATTEMPTS: usize = 64;
 
 /// Ports given to flows whose client's port is taken; 1024 to 65535.
-const FALLBACK_PORTS: std::ops::RangeInclusive<u16> = 1024..=u16::MAX;
+const FALLBACK_PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
 
 /// Why a flow could not get its client's address.
 #[derive(Debug, Error)]
@@ -96,7 +100,11 @@ impl ClaimError {
 #[derive(Debug)]
 pub struct Steering {
     table: FlowTable,
+    /// Where flows of the engine `packet` linger.
+    forwards: Arc<ForwardTable>,
     max_flows: usize,
+    /// Ports that the kernel gives to sockets that do not ask for one.
+    local_ports: RangeInclusive<u16>,
     open: AtomicUsize,
     lingering: Mutex<HashMap<Tuple, Lingering>>,
 }
@@ -112,12 +120,38 @@ struct Lingering {
     established: bool,
 }
 
+/// What an upstream connection may offer its backend: no more than the downstream one has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Largest segment that it asks for, in bytes; 0: as the kernel wants.
+    pub mss: u16,
+    /// `OFFER_*` bits of [`proxy_common::flow`].
+    pub options: u16,
+}
+
+impl Offer {
+    /// As the kernel wants.
+    pub const ANY: Self = Self {
+        mss: 0,
+        options: OFFER_ALL,
+    };
+}
+
 impl Steering {
-    /// Takes over the table, with what an earlier daemon has left in it.
+    /// Takes over the table, with what an earlier daemon has left in it; the entries of flows in
+    /// `forwarded` are to be adopted ([`Self::adopt`]), the others linger.
     #[must_use]
-    pub fn new(table: FlowTable, max_flows: usize) -> Arc<Self> {
+    pub fn new(
+        table: FlowTable,
+        forwards: Arc<ForwardTable>,
+        max_flows: usize,
+        forwarded: &HashSet<u64>,
+    ) -> Arc<Self> {
         let mut lingering = HashMap::new();
         for (tuple, entry) in table.entries() {
+            if forwarded.contains(&entry.flow) {
+                continue;
+            }
             let (reply, out) = match entry.action {
                 STEER_IN if entry.seen & SEEN_SYN == 0 => (tuple, None),
                 STEER_IN => (tuple, Some(entry.rewrite.reversed())),
@@ -136,7 +170,9 @@ impl Steering {
         let (open, lingering) = (AtomicUsize::new(0), Mutex::new(lingering));
         Arc::new(Self {
             table,
+            forwards,
             max_flows,
+            local_ports: sys::local_ports(),
             open,
             lingering,
         })
@@ -149,6 +185,7 @@ impl Steering {
         socket: &impl std::os::fd::AsFd,
         client: Client,
         upstream: Upstream,
+        offer: Offer,
     ) -> Result<Identity, ClaimError> {
         if client.ip().is_ipv4() != upstream.ip().is_ipv4() {
             return Err(ClaimError::FamilyMismatch { client, upstream });
@@ -156,17 +193,56 @@ impl Steering {
         if let Some(what) = unusable(client, upstream) {
             return Err(ClaimError::ClientAddress { client, what });
         }
+        let wanted = (client.port() != 0).then_some(client.port());
+        let others = std::iter::repeat_with(|| fastrand::u16(FALLBACK_PORTS)).take(PORT_ATTEMPTS);
+        self.claim_one(
+            socket,
+            client,
+            upstream,
+            offer,
+            wanted.into_iter().chain(others),
+        )
+    }
+
+    /// Gives the connection that `socket` is about to make a port of this host's address `own`, one that
+    /// is the flow's even when no socket has it: none of those that the kernel gives away
+    /// (`ip_local_port_range`).
+    pub fn claim_own(
+        self: &Arc<Self>,
+        socket: &impl std::os::fd::AsFd,
+        own: IpAddr,
+        upstream: Upstream,
+        offer: Offer,
+    ) -> Result<Identity, ClaimError> {
+        let client = Client::new(SocketAddr::new(own, 0));
+        let ports = std::iter::repeat_with(|| fastrand::u16(FALLBACK_PORTS))
+            .take(8 * PORT_ATTEMPTS)
+            .filter(|port| !self.local_ports.contains(port));
+        self.claim_one(socket, client, upstream, offer, ports)
+    }
+
+    fn claim_one(
+        self: &Arc<Self>,
+        socket: &impl std::os::fd::AsFd,
+        client: Client,
+        upstream: Upstream,
+        offer: Offer,
+        ports: impl Iterator<Item = u16>,
+    ) -> Result<Identity, ClaimError> {
         let flow = sys::socket_cookie(socket).map_err(ClaimError::Cookie)?;
         let place = self.place()?;
         if self.lingering().len() >= self.max_flows {
             self.forget_closed();
         }
-        let wanted = (client.port() != 0).then_some(client.port());
-        let others = std::iter::repeat_with(|| fastrand::u16(FALLBACK_PORTS)).take(PORT_ATTEMPTS);
-        for port in wanted.into_iter().chain(others) {
+        for port in ports {
             let source = SocketAddr::new(client.ip(), port);
             let reply = Tuple::new(upstream.socket_addr(), source);
-            match self.reserve(reply, flow) {
+            let connecting = Connecting {
+                reply,
+                mss: offer.mss,
+                offer: offer.options,
+            };
+            match self.reserve(flow, connecting) {
                 Ok(()) => {
                     return Ok(Identity {
                         place,
@@ -174,6 +250,7 @@ impl Steering {
                         reply,
                         out: None,
                         established: false,
+                        fate: Fate::Linger,
                     });
                 }
                 Err(ReserveError::Taken) => {}
@@ -181,6 +258,20 @@ impl Steering {
             }
         }
         Err(ClaimError::PortsTaken { client, upstream })
+    }
+
+    /// The identity of a flow that another daemon has left in the tables; `reply` is what the backend's
+    /// packets carry.
+    pub fn adopt(self: &Arc<Self>, flow: u64, reply: Tuple) -> Identity {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Identity {
+            place: Place(Arc::clone(self)),
+            flow,
+            reply,
+            out: None,
+            established: true,
+            fate: Fate::Linger,
+        }
     }
 
     /// A place among the flows that may be open at once.
@@ -192,15 +283,24 @@ impl Steering {
         Ok(Place(Arc::clone(self)))
     }
 
-    fn reserve(&self, reply: Tuple, flow: u64) -> Result<(), ReserveError> {
-        match self.table.reserve(reply, flow) {
+    fn reserve(&self, flow: u64, connecting: Connecting) -> Result<(), ReserveError> {
+        let reply = connecting.reply;
+        let reserved = match self.table.reserve(flow, connecting) {
             // A client that comes again from the same port: what lingers of its last connection
             // has served its turn if both sides had closed it.
             Err(ReserveError::Taken) if self.evict_closed(&reply) => {
-                self.table.reserve(reply, flow)
+                self.table.reserve(flow, connecting)
             }
             result => result,
+        };
+        // So has what lingers of one that was forwarded: its reservation would still be there if it
+        // were not over.
+        if reserved.is_ok()
+            && let Some(other) = self.forwards.owner(&reply)
+        {
+            self.forwards.remove(other, &reply);
         }
+        reserved
     }
 
     fn evict_closed(&self, reply: &Tuple) -> bool {
@@ -289,6 +389,18 @@ pub struct Identity {
     reply: Tuple,
     out: Option<Tuple>,
     established: bool,
+    fate: Fate,
+}
+
+/// What becomes of a flow's entries when its identity is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// The kernel may still have something to say in the client's name.
+    Linger,
+    /// Nobody has anything left to say.
+    Go,
+    /// They are another daemon's now.
+    Stay,
 }
 
 /// One of the flows that may be open at once.
@@ -321,6 +433,26 @@ impl Identity {
         steered
     }
 
+    /// The socket is gone without a word, and its port may be another's. Returns the connection as it was
+    /// on this host: from our address to the backend's.
+    pub fn unsteer(&mut self) -> Option<(SocketAddr, SocketAddr)> {
+        let out = self.out.take()?;
+        if self.steering().entry(&out, self.flow).is_some() {
+            self.steering().table.remove(&out);
+        }
+        Some((out.source(), out.destination()))
+    }
+
+    /// The flow is over, and was forwarded at its end: the address and port are free.
+    pub fn release(mut self) {
+        self.fate = Fate::Go;
+    }
+
+    /// Another daemon has adopted the flow.
+    pub fn hand_over(mut self) {
+        self.fate = Fate::Stay;
+    }
+
     /// Packets that left in the client's name, and packets that came back.
     #[must_use]
     pub fn packets(&self) -> (u64, u64) {
@@ -349,6 +481,18 @@ impl Identity {
 impl Drop for Identity {
     fn drop(&mut self) {
         self.steering().table.withdraw(self.flow);
+        match self.fate {
+            Fate::Linger => {}
+            Fate::Stay => return,
+            Fate::Go => {
+                let flow = Lingering {
+                    flow: self.flow,
+                    out: self.out,
+                    established: true,
+                };
+                return self.steering().forget(&self.reply, &flow);
+            }
+        }
         let flow = Lingering {
             flow: self.flow,
             out: self.out(),

@@ -5,10 +5,11 @@
 //! with the payload at hand, in one write (rule 23).
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use proxy_common::flow::{OFFER_SACK, OFFER_TIMESTAMPS};
 use proxy_core::address::{Client, Destination, Listener, Upstream};
 use proxy_core::header::{
     Addresses, Checksum, EncodeError, Endpoints, Subject, encode_v1, encode_v2,
@@ -19,14 +20,18 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::header::Identified;
-use crate::steering::{ClaimError, Identity, Steering};
-use crate::sys;
+use crate::steering::{ClaimError, Identity, Offer, Steering};
+use crate::sys::{self, repair};
 
 /// Whose address the backend sees.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// The proxy's own.
-    Proxy,
+    Proxy {
+        /// Where flows are entered whose packets the engine `packet` is to forward: they get a port
+        /// that stays theirs when no socket has it.
+        steering: Option<Arc<Steering>>,
+    },
     /// The client's.
     Client {
         /// Where flows are entered.
@@ -57,6 +62,9 @@ pub struct Connector {
     pub send_proxy: Option<SendProxy>,
     /// How long connecting may take.
     pub timeout: Duration,
+    /// What is offered to the backend is no more than the client's side has: the engine `packet` joins
+    /// the two.
+    pub alike: bool,
 }
 
 /// A connection about to be made. Dropped before it is established and handed over, it ends in a RST
@@ -184,11 +192,17 @@ impl Connector {
             .unwrap_or(&self.upstreams[0])
     }
 
-    /// Makes everything ready to connect for `client`, the client's identity included.
-    pub fn prepare(&self, client: Client) -> Result<Prepared, ConnectError> {
+    /// Makes everything ready to connect for a client, its identity included.
+    pub fn prepare(&self, identified: &Identified) -> Result<Prepared, ConnectError> {
+        let client = identified.client;
         let upstream = self.upstream_for(client);
         let socket = new_socket(upstream).map_err(|e| ConnectError::Socket(upstream, e))?;
-        let identity = self.claim(&socket, client, upstream)?;
+        let offer = if self.alike {
+            offer(&identified.downstream)
+        } else {
+            Offer::ANY
+        };
+        let identity = self.claim(&socket, client, upstream, offer)?;
         Ok(Prepared {
             socket,
             identity,
@@ -222,10 +236,14 @@ impl Connector {
         let local = stream
             .local_addr()
             .map_err(|e| ConnectError::Socket(upstream, e))?;
-        if let Some(identity) = &mut identity
-            && !identity.confirm(local)
+        if let Some(claimed) = &mut identity
+            && !claimed.confirm(local)
         {
-            return Err(ConnectError::NotSteered(upstream));
+            if let Source::Client { .. } = self.source {
+                return Err(ConnectError::NotSteered(upstream));
+            }
+            // It shows the proxy's address all the same, with a port of the kernel's.
+            identity = None;
         }
         let source = identity.as_ref().map_or(local, Identity::source);
         let took = started.elapsed();
@@ -247,18 +265,24 @@ impl Connector {
         socket: &TcpSocket,
         client: Client,
         upstream: Upstream,
+        offer: Offer,
     ) -> Result<Option<Identity>, ConnectError> {
-        let Source::Client {
-            steering,
-            mismatch_proxy,
-        } = &self.source
-        else {
-            return Ok(None);
-        };
-        match steering.claim(socket, client, upstream) {
-            Ok(identity) => Ok(Some(identity)),
-            Err(ClaimError::FamilyMismatch { .. }) if *mismatch_proxy => Ok(None),
-            Err(e) => Err(e.into()),
+        match &self.source {
+            Source::Client {
+                steering,
+                mismatch_proxy,
+            } => match steering.claim(socket, client, upstream, offer) {
+                Ok(identity) => Ok(Some(identity)),
+                Err(ClaimError::FamilyMismatch { .. }) if *mismatch_proxy => Ok(None),
+                Err(e) => Err(e.into()),
+            },
+            Source::Proxy { steering } => {
+                let own = steering.as_ref().zip(own_address(upstream));
+                // Without, the flow is as good, and another engine's.
+                Ok(own.and_then(|(steering, own)| {
+                    steering.claim_own(socket, own, upstream, offer).ok()
+                }))
+            }
         }
     }
 
@@ -302,6 +326,33 @@ impl Connector {
                 .map_err(|e| ConnectError::Send(upstream, e))?;
         }
         Ok((first.len() - header_len) as u64)
+    }
+}
+
+/// The address that this host has towards a backend elsewhere.
+fn own_address(upstream: Upstream) -> Option<IpAddr> {
+    let any: IpAddr = if upstream.ip().is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    // Connecting a datagram socket sends nothing: it looks the route up.
+    let probe = UdpSocket::bind((any, 0)).ok()?;
+    probe.connect(upstream.socket_addr()).ok()?;
+    let own = probe.local_addr().ok()?.ip();
+    (own != upstream.ip() && !own.is_loopback()).then_some(own)
+}
+
+/// What the client's side has.
+fn offer(downstream: &TcpStream) -> Offer {
+    let Ok(has) = repair::negotiated(downstream) else {
+        return Offer::ANY; // It is gone, which will be seen.
+    };
+    let timestamps = if has.timestamps { OFFER_TIMESTAMPS } else { 0 };
+    let sack = if has.sack { OFFER_SACK } else { 0 };
+    Offer {
+        mss: u16::try_from(has.largest_out).unwrap_or(u16::MAX),
+        options: timestamps | sack,
     }
 }
 

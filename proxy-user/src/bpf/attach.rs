@@ -97,8 +97,8 @@ fn list(errors: &[RemoveError]) -> String {
 /// What an interface is to steering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Packets to the backends leave by it.
-    Upstream,
+    /// Packets of flows come and leave by it.
+    Routed,
     /// It is a port of such an interface.
     BridgePort,
 }
@@ -106,7 +106,7 @@ pub enum Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Upstream => "upstream",
+            Self::Routed => "routed",
             Self::BridgePort => "bridge port",
         })
     }
@@ -116,7 +116,7 @@ impl Place {
     // Replies first: no SYN may leave before its reply can be brought back.
     fn hooks(self) -> &'static [Hook] {
         match self {
-            Self::Upstream => &[Hook::Ingress, Hook::Egress],
+            Self::Routed => &[Hook::Ingress, Hook::Egress],
             Self::BridgePort => &[Hook::Ingress],
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! * [`pins`]: where things are pinned, and whether they may be adopted.
 //! * [`attach`]: the steering programs on interfaces; [`clsact`] for kernels without TCX.
-//! * [`tables`]: the flow table.
+//! * [`tables`]: the flow table; [`forwards`]: the engine `packet`'s.
 //! * [`sockmap`]: the engine `sockmap`'s programs and maps; [`btf`] for where kernel structures have
 //!   their members.
 //! * [`probe`]: what this kernel offers.
@@ -21,12 +21,14 @@ use thiserror::Error;
 pub mod attach;
 pub mod btf;
 pub mod clsact;
+pub mod forwards;
 pub mod pins;
 pub mod probe;
 pub mod sockmap;
 pub mod tables;
 
 use crate::sys;
+use forwards::{Events, ForwardTable};
 use pins::Pins;
 use sockmap::{Sockmap, SockmapError};
 use tables::FlowTable;
@@ -35,8 +37,11 @@ use tables::FlowTable;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/limpid.bpf.o"));
 
 /// Maps that are pinned: their names in the object and in the instance's folder.
-const PINNED: [(&str, &str); 4] = [
+const PINNED: [(&str, &str); 7] = [
     ("FLOWS", "flows"),
+    ("FORWARDS", "forwards"),
+    ("RECORDS", "records"),
+    ("EVENTS", "events"),
     ("CONNECTING", "connecting"),
     ("META", "meta"),
     ("COUNTERS", "counters"),
@@ -161,6 +166,8 @@ impl Bpf {
         // Two entries an open flow, and as many for those that linger.
         loader.map_max_entries("FLOWS", options.max_flows.saturating_mul(4));
         loader.map_max_entries("CONNECTING", options.max_flows);
+        loader.map_max_entries("FORWARDS", options.max_flows.saturating_mul(4));
+        loader.map_max_entries("RECORDS", options.max_flows);
         loader.override_global("AYA_LOG_LEVEL", &log_level, true);
         loader.override_global("TIMESTAMP_BASE", &timestamp_base, true);
         sockmap_globals.apply(&mut loader);
@@ -202,6 +209,14 @@ impl Bpf {
     /// The flow table.
     pub fn flow_table(&mut self) -> Result<FlowTable, LoadError> {
         FlowTable::take(&mut self.ebpf)
+    }
+
+    /// The engine `packet`'s tables, and what happens to the flows in them.
+    pub fn forwards(&mut self) -> Result<(ForwardTable, Events), LoadError> {
+        Ok((
+            ForwardTable::take(&mut self.ebpf)?,
+            Events::take(&mut self.ebpf)?,
+        ))
     }
 
     /// The engine `sockmap`; `SPLICES` is pinned for people to look at. Its sockets leave with this
@@ -280,7 +295,7 @@ fn pinned_layout(path: &Path) -> Result<Option<u32>, LoadError> {
 
 /// Where the timestamps of steered connections start: the same for every daemon of this boot, and no
 /// measure of how long ago that was.
-fn timestamp_base() -> u32 {
+pub fn timestamp_base() -> u32 {
     // Where there is no boot id, uptime is told, as Linux itself does with tcp_timestamps=2.
     let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     crc32c::crc32c(&boot)

@@ -1,7 +1,7 @@
 //! Where an instance pins what must outlive the daemon: `BPFFS/limpid/NAME/`.
 //!
 //! ```text
-//! flows connecting meta counters splices      maps
+//! flows connecting forwards records events meta counters splices      maps
 //! links/IFINDEX-ingress links/IFINDEX-egress              TCX links
 //! ```
 

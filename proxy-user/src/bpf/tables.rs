@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{HashMap, MapData, MapError};
 use aya::{Ebpf, Pod};
-use proxy_common::flow::{STEER_IN, Translation, Tuple};
+use proxy_common::flow::{Connecting, STEER_IN, Translation, Tuple};
 use thiserror::Error;
 
 use super::LoadError;
@@ -34,7 +34,7 @@ pub enum ReserveError {
 #[derive(Debug)]
 pub struct FlowTable {
     flows: Mutex<HashMap<MapData, Tuple, Translation>>,
-    connecting: Mutex<HashMap<MapData, u64, Tuple>>,
+    connecting: Mutex<HashMap<MapData, u64, Connecting>>,
 }
 
 impl FlowTable {
@@ -47,14 +47,15 @@ impl FlowTable {
 
     /// Reserves what the backend's replies will carry for the flow (its upstream socket's cookie),
     /// and announces the socket to the egress program.
-    pub fn reserve(&self, reply: Tuple, flow: u64) -> Result<(), ReserveError> {
+    pub fn reserve(&self, flow: u64, connecting: Connecting) -> Result<(), ReserveError> {
+        let reply = connecting.reply;
         // Completed when the SYN leaves.
         let reserved = Translation::new(flow, STEER_IN, reply);
         lock(&self.flows)
             .insert(reply, reserved, BPF_NOEXIST)
             .map_err(reserve_error)?;
         lock(&self.connecting)
-            .insert(flow, reply, BPF_ANY)
+            .insert(flow, connecting, BPF_ANY)
             .map_err(|e| {
                 self.remove(&reply);
                 reserve_error(e)
@@ -95,7 +96,7 @@ impl FlowTable {
     }
 }
 
-fn take<K: Pod, V: Pod>(
+pub(super) fn take<K: Pod, V: Pod>(
     ebpf: &mut Ebpf,
     name: &'static str,
 ) -> Result<HashMap<MapData, K, V>, LoadError> {
@@ -106,11 +107,11 @@ fn take<K: Pod, V: Pod>(
     })
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn reserve_error(error: MapError) -> ReserveError {
+pub(super) fn reserve_error(error: MapError) -> ReserveError {
     let errno = match &error {
         MapError::SyscallError(e) => e.io_error.raw_os_error(),
         MapError::IoError(e) => io::Error::raw_os_error(e),

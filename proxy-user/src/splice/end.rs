@@ -32,6 +32,10 @@ pub enum End {
     Reset(Side),
     /// This side's connection broke otherwise: its host no longer answers, or is unreachable.
     Failed(Side),
+    /// There was no way to this side any more: its interface or its route was gone.
+    Unroutable(Side),
+    /// The daemon died while it switched the flow to the engine `packet`.
+    HandoverLost,
     /// Nothing was sent for the idle timeout.
     IdleTimeout,
     /// One side had ended its stream, and the other sent nothing for the half-close timeout.
@@ -42,12 +46,15 @@ pub enum End {
 
 impl End {
     /// Every end, for documentation and metrics.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Finished,
         Self::Reset(Side::Downstream),
         Self::Reset(Side::Upstream),
         Self::Failed(Side::Downstream),
         Self::Failed(Side::Upstream),
+        Self::Unroutable(Side::Downstream),
+        Self::Unroutable(Side::Upstream),
+        Self::HandoverLost,
         Self::IdleTimeout,
         Self::HalfCloseTimeout,
         Self::Stopped,
@@ -62,6 +69,9 @@ impl End {
             Self::Reset(Side::Upstream) => "upstream-reset",
             Self::Failed(Side::Downstream) => "downstream-failed",
             Self::Failed(Side::Upstream) => "upstream-failed",
+            Self::Unroutable(Side::Downstream) => "downstream-unroutable",
+            Self::Unroutable(Side::Upstream) => "upstream-unroutable",
+            Self::HandoverLost => "handover-lost",
             Self::IdleTimeout => "idle-timeout",
             Self::HalfCloseTimeout => "half-close-timeout",
             Self::Stopped => "stopped",

@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::PacketEngine;
 use super::trust::{Doubt, Trust, trust};
 use crate::bpf::sockmap::{Sockmap, SockmapError};
 
 /// Who moves the bytes of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
+    /// Nobody above tc: packets of one leg become packets of the other.
+    Packet,
     /// The kernel, from one socket's receive queue to the other's send queue.
     Sockmap,
     /// Userspace.
@@ -23,6 +26,7 @@ impl EngineKind {
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
+            Self::Packet => "packet",
             Self::Sockmap => "sockmap",
             Self::Copy => "copy",
         }
@@ -35,6 +39,8 @@ pub enum Choice {
     /// The best engine that the flow and the kernel allow.
     #[default]
     Auto,
+    /// `packet`; what it cannot take gets the best of the others.
+    Packet,
     /// `sockmap`, on kernels that are not known to be free of its bugs too.
     Sockmap,
     /// `copy`.
@@ -45,6 +51,7 @@ impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Auto => "auto",
+            Self::Packet => "packet",
             Self::Sockmap => "sockmap",
             Self::Copy => "copy",
         })
@@ -62,6 +69,22 @@ pub enum Fallback {
     ProgramsRefused,
     /// A peer had ended its stream before the flow was spliced (the kernel's EOPNOTSUPP).
     HalfClosed,
+    /// Its packets do not carry an address of limpid's choice: there is no free port, or they leave by an
+    /// interface that limpid is not attached to.
+    NotSteered,
+    /// The client's side comes or goes by an interface that limpid is not attached to: the loopback
+    /// device, for one.
+    NotAttached,
+    /// This host's netfilter changes the addresses of the client's side.
+    Translated,
+    /// The client's side and the backend speak different versions of IP.
+    FamiliesDiffer,
+    /// The two connections have not negotiated the same TCP options.
+    OptionsDiffer,
+    /// The client's side may send larger segments than the backend has asked for.
+    SegmentsDiffer,
+    /// Another flow is still in the tables with the same addresses and ports.
+    TupleTaken,
     /// The tables are full.
     TableFull,
     /// The kernel refused to take a socket for another reason: it has a TLS or other upper layer
@@ -78,6 +101,13 @@ impl Fallback {
             Self::NoBtf => "no-btf",
             Self::ProgramsRefused => "programs-refused",
             Self::HalfClosed => "half-closed",
+            Self::NotSteered => "not-steered",
+            Self::NotAttached => "not-attached",
+            Self::Translated => "translated",
+            Self::FamiliesDiffer => "families-differ",
+            Self::OptionsDiffer => "options-differ",
+            Self::SegmentsDiffer => "segments-differ",
+            Self::TupleTaken => "tuple-taken",
             Self::TableFull => "table-full",
             Self::SocketRefused => "socket-refused",
         }
@@ -120,6 +150,8 @@ pub enum EnginesError {
 /// The engines of this daemon.
 #[derive(Debug)]
 pub struct Engines {
+    /// `None`: it is not to be used, or cannot be.
+    packet: Option<Arc<PacketEngine>>,
     /// `Err(None)`: copying is what was asked for.
     sockmap: Result<Arc<Sockmap>, Option<Fallback>>,
 }
@@ -134,14 +166,16 @@ impl Engines {
     ) -> Result<Self, EnginesError> {
         let sockmap = match (choice, trust(version)) {
             (Choice::Copy, _) => Err(None),
-            (Choice::Auto, Trust::OptIn(doubt) | Trust::Refused(doubt)) => {
+            (Choice::Auto | Choice::Packet, Trust::OptIn(doubt) | Trust::Refused(doubt)) => {
                 tracing::info!("flows are copied: {}", doubt.reason());
                 Err(Some(Fallback::Kernel(doubt)))
             }
-            (Choice::Auto, Trust::Trusted) => load().map(Arc::new).map_err(|error| {
-                tracing::warn!("flows are copied: {error}");
-                Some(Fallback::from(&error))
-            }),
+            (Choice::Auto | Choice::Packet, Trust::Trusted) => {
+                load().map(Arc::new).map_err(|error| {
+                    tracing::warn!("flows are copied: {error}");
+                    Some(Fallback::from(&error))
+                })
+            }
             (Choice::Sockmap, Trust::Refused(doubt)) => return Err(EnginesError::Refused(doubt)),
             (Choice::Sockmap, Trust::OptIn(doubt)) => {
                 tracing::warn!("sockmap at your own risk: {}", doubt.reason());
@@ -149,7 +183,26 @@ impl Engines {
             }
             (Choice::Sockmap, Trust::Trusted) => Ok(Arc::new(load()?)),
         };
-        Ok(Self { sockmap })
+        Ok(Self {
+            packet: None,
+            sockmap,
+        })
+    }
+
+    /// With the engine `packet` before the others.
+    #[must_use]
+    pub fn with_packet(self, packet: Option<Arc<PacketEngine>>) -> Self {
+        Self { packet, ..self }
+    }
+
+    /// Is the engine `packet` among them?
+    #[must_use]
+    pub fn has_packet(&self) -> bool {
+        self.packet.is_some()
+    }
+
+    pub(super) fn packet(&self) -> Option<&PacketEngine> {
+        self.packet.as_deref()
     }
 
     pub(super) fn sockmap(&self) -> Result<&Arc<Sockmap>, Option<Fallback>> {

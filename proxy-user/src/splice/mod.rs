@@ -4,6 +4,7 @@
 //!
 //! * [`engines`]: which engine a flow gets, and why not a better one.
 //! * [`mod@trust`]: kernels whose sockmap can be relied on.
+//! * [`packet`]: the engine `packet`: nobody above tc does.
 //! * [`copy`]: the engine `copy`: userspace moves everything.
 //! * [`sockmap`]: the engine `sockmap`: the kernel does, and userspace keeps its queues bounded.
 //! * [`pump`], [`pipe`]: one direction through userspace; both engines use it.
@@ -16,16 +17,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use nix::sys::socket::{setsockopt, sockopt};
 use proxy_common::splice::RECEIVE_BUFFER;
+use proxy_core::address::Client;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::steering::Identity;
 use crate::sys;
-
 use crate::sys::splice as tcp;
 
 mod copy;
 mod end;
 mod engines;
+mod packet;
 mod pipe;
 mod progress;
 mod pump;
@@ -35,18 +38,32 @@ mod trust;
 
 pub use end::{End, Side};
 pub use engines::{Choice, EngineKind, Engines, EnginesError, Fallback};
+pub use packet::{Forwarding, PacketEngine};
 pub use progress::{Progress, State};
 pub use trust::{Doubt, Trust, trust};
 
 /// A flow whose header is read and whose upstream is connected.
 #[derive(Debug)]
-pub struct Connected {
+pub struct Connected<'a> {
     /// The connection that was accepted.
     pub downstream: TcpStream,
+    /// When, in ns of `CLOCK_MONOTONIC`.
+    pub accepted_ns: u64,
+    /// Whom it is for.
+    pub client: Client,
     /// The connection to the backend.
     pub upstream: TcpStream,
-    /// Payload that was read with the header; it goes upstream before anything else.
-    pub early: Bytes,
+    /// The address that this carries, where it is steered.
+    pub identity: Option<&'a mut Identity>,
+}
+
+/// What became of a flow.
+#[derive(Debug)]
+pub enum Spliced {
+    /// It is over.
+    Ended(End),
+    /// It goes on without sockets.
+    Forwarded(Forwarding),
 }
 
 /// How long a flow may be silent.
@@ -59,47 +76,62 @@ pub struct Limits {
 }
 
 /// Splices a flow until it ends, and closes both sockets: in order where it ended in order, with a
-/// reset on both where it did not.
+/// reset on both where it did not. Or until it needs them no longer.
 pub async fn run(
     engines: &Engines,
-    connected: Connected,
+    connected: Connected<'_>,
     limits: &Limits,
     progress: &Progress,
     stop: CancellationToken,
-) -> End {
+) -> Spliced {
     let Connected {
         downstream,
+        accepted_ns,
+        client,
         upstream,
-        early,
+        identity,
     } = connected;
     for socket in [&downstream, &upstream] {
         // Each write is a message of its sender's; waiting for more would delay it. Fails only on a
         // socket that is reset already, which the engine will see.
         let _ = socket.set_nodelay(true);
     }
-    let flow = Flow {
+    let mut flow = Flow {
         downstream,
+        accepted_ns,
+        client,
         upstream,
         limits,
         progress,
         stop,
     };
+    if let Some(engine) = engines.packet() {
+        match packet::run(engine, flow, identity).await {
+            Ok(forwarding) => return Spliced::Forwarded(forwarding),
+            Err((back, fallback)) => {
+                progress.fell_back(fallback);
+                flow = back;
+            }
+        }
+    }
     let end = match engines.sockmap() {
-        Ok(sockmap) => sockmap::run(sockmap, flow, early).await,
+        Ok(sockmap) => sockmap::run(sockmap, flow, Bytes::new()).await,
         Err(fallback) => {
             if let Some(fallback) = fallback {
                 progress.fell_back(fallback);
             }
-            copy::run(flow, early).await
+            copy::run(flow, Bytes::new()).await
         }
     };
     progress.enter(State::Closed);
-    end
+    Spliced::Ended(end)
 }
 
 /// What every engine is handed.
 struct Flow<'a> {
     downstream: TcpStream,
+    accepted_ns: u64,
+    client: Client,
     upstream: TcpStream,
     limits: &'a Limits,
     progress: &'a Progress,
@@ -113,6 +145,8 @@ impl Flow<'_> {
             End::Finished => {}
             End::Reset(_)
             | End::Failed(_)
+            | End::Unroutable(_)
+            | End::HandoverLost
             | End::IdleTimeout
             | End::HalfCloseTimeout
             | End::Stopped => {

@@ -3,7 +3,10 @@
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use proxy_common::flow::Tuple;
+
 use super::{EngineKind, Fallback};
+use crate::bpf::forwards::ForwardTable;
 use crate::bpf::sockmap::Sockmap;
 
 /// Shared between a flow's task and whoever wants to know.
@@ -91,12 +94,13 @@ impl Progress {
         State::ALL.get(state).copied().unwrap_or(State::Closed)
     }
 
-    pub(super) fn enter(&self, state: State) {
+    /// It is at that state now.
+    pub fn enter(&self, state: State) {
         self.state.store(state as u8, Relaxed);
     }
 
     /// The engine is decided; later calls change nothing.
-    pub(super) fn carried_by(&self, engine: EngineKind) {
+    pub fn carried_by(&self, engine: EngineKind) {
         let _ = self.engine.set(engine);
     }
 
@@ -104,33 +108,55 @@ impl Progress {
         let _ = self.fallback.set(fallback);
     }
 
-    pub(super) fn up(&self) -> &Carried {
+    /// What the client's side sends.
+    pub fn up(&self) -> &Carried {
         &self.up
     }
 
-    pub(super) fn down(&self) -> &Carried {
+    /// What the backend sends.
+    pub fn down(&self) -> &Carried {
         &self.down
     }
 }
 
 /// Bytes of one direction: those that userspace moved, and those that the kernel moves.
 #[derive(Debug, Default)]
-pub(super) struct Carried {
+pub struct Carried {
     userspace: AtomicU64,
     kernel: Mutex<Option<Kernel>>,
 }
 
+/// Where the kernel's count is.
 #[derive(Debug)]
-struct Kernel {
-    sockmap: Arc<Sockmap>,
-    source: u64,
+enum Kernel {
+    /// Bytes that left the socket of cookie `source`.
+    Redirected { sockmap: Arc<Sockmap>, source: u64 },
+    /// Bytes in packets of the tuple `key`. Those `handed_over` by userspace are the first of them,
+    /// whether or not a later packet has made the programs count them too.
+    Forwarded {
+        table: Arc<ForwardTable>,
+        flow: u64,
+        key: Tuple,
+        handed_over: u64,
+    },
 }
 
 impl Kernel {
-    fn redirected(&self) -> u64 {
-        self.sockmap
-            .splice(self.source)
-            .map_or(0, |splice| splice.redirected)
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Redirected { sockmap, source } => sockmap
+                .splice(*source)
+                .map_or(0, |splice| splice.redirected),
+            Self::Forwarded {
+                table,
+                flow,
+                key,
+                handed_over,
+            } => table
+                .get(*flow, key)
+                .map_or(0, |entry| entry.bytes)
+                .max(*handed_over),
+        }
     }
 }
 
@@ -141,21 +167,38 @@ impl Carried {
 
     /// From now on the kernel moves bytes of this direction too.
     pub(super) fn attach(&self, sockmap: Arc<Sockmap>, source: u64) {
-        *self.kernel() = Some(Kernel { sockmap, source });
+        *self.kernel() = Some(Kernel::Redirected { sockmap, source });
+    }
+
+    /// From now on this direction's packets are forwarded.
+    pub fn forwarded(&self, table: Arc<ForwardTable>, flow: u64, key: Tuple) {
+        *self.kernel() = Some(Kernel::Forwarded {
+            table,
+            flow,
+            key,
+            handed_over: 0,
+        });
+    }
+
+    /// Of what is forwarded, userspace has handed over so many bytes itself.
+    pub fn handed_over(&self, bytes: u64) {
+        if let Some(Kernel::Forwarded { handed_over, .. }) = &mut *self.kernel() {
+            *handed_over = bytes;
+        }
     }
 
     /// The kernel's count is about to go; what it was is kept.
-    pub(super) fn detach(&self) {
+    pub fn detach(&self) {
         let mut kernel = self.kernel();
         if let Some(kernel) = kernel.take() {
-            self.add(kernel.redirected());
+            self.add(kernel.bytes());
         }
     }
 
     fn bytes(&self) -> u64 {
         // Under the lock, lest `detach` is seen half done.
         let kernel = self.kernel();
-        self.userspace.load(Relaxed) + kernel.as_ref().map_or(0, Kernel::redirected)
+        self.userspace.load(Relaxed) + kernel.as_ref().map_or(0, Kernel::bytes)
     }
 
     fn kernel(&self) -> MutexGuard<'_, Option<Kernel>> {

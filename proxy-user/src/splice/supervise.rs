@@ -43,6 +43,7 @@ pub(super) async fn supervise<D: Direction>(flow: &Flow<'_>, up: &mut D, down: &
         limits,
         progress,
         stop,
+        ..
     } = flow;
     let mut stopped = pin!(stop.cancelled());
     // A direction waits for its source to be readable or its target to be writable, not for both:

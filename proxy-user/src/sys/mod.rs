@@ -10,6 +10,7 @@ pub mod repair;
 pub mod splice;
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -41,4 +42,18 @@ pub fn async_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and the same until it is dropped, and the `AsyncFd` owns it.
     let registered = unsafe { AsyncFd::register(fd) };
     registered.map_err(|e| e.into_parts().1)
+}
+
+/// The ports that the kernel gives to sockets that do not ask for one (`net.ipv4.ip_local_port_range`, for
+/// IPv6 too); where that cannot be read, Linux's default.
+#[must_use]
+pub fn local_ports() -> RangeInclusive<u16> {
+    const DEFAULT: RangeInclusive<u16> = 32_768..=60_999;
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let text = text.unwrap_or_default();
+    let mut numbers = text.split_whitespace().map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => first..=last,
+        _ => DEFAULT,
+    }
 }

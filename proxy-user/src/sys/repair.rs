@@ -1,9 +1,9 @@
 //! Where a TCP connection stands in its sequence space, what it has negotiated, and how to let go of
 //! it without a word: `TCP_REPAIR` (net/ipv4/tcp.c, `do_tcp_setsockopt`; tcp(7) is silent).
 //!
-//! Repair mode was made for moving connections to another machine. It needs `CAP_NET_ADMIN`. It is
-//! entered and left here within one call: while it lasts, the socket takes segments as ever, but
-//! reading and writing fail, so nobody else may use it meanwhile.
+//! Repair mode was made for moving connections to another machine. It needs `CAP_NET_ADMIN`. While it
+//! lasts, the socket takes segments as ever, but reading and writing fail, so nobody else may use it
+//! meanwhile.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -115,6 +115,8 @@ pub struct Negotiated {
     /// Payload of the largest segment without options that we send now: the peer's MSS option, or
     /// what the path carries, or half of the peer's largest window.
     pub largest_out: u32,
+    /// What the path carries as far as is known, in bytes with IP header.
+    pub path_mtu: u32,
 }
 
 /// Reads from `TCP_INFO` what a connection has negotiated. It is no MPTCP connection: those are
@@ -138,6 +140,7 @@ pub fn negotiated(socket: &impl AsFd) -> io::Result<Negotiated> {
         our_scale: if scaled { info.tcpi_rcv_wscale() } else { 0 },
         largest_in: info.tcpi_advmss + options,
         largest_out: info.tcpi_snd_mss + options,
+        path_mtu: info.tcpi_pmtu,
     })
 }
 
@@ -157,20 +160,22 @@ fn position(socket: &impl AsFd, queue: Queue) -> io::Result<u32> {
     get_u32(socket, libc::TCP_QUEUE_SEQ)
 }
 
+/// Leaves repair mode, without the window probe that is usual then.
+pub fn leave(socket: &impl AsFd) -> io::Result<()> {
+    let off = TCP_REPAIR_OFF_NO_WP;
+    set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, off)
+}
+
 fn in_repair_mode<T>(socket: &impl AsFd, read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     enter(socket)?;
     let result = read();
-    // The usual way of leaving sends a window probe.
-    set_int(
-        socket,
-        libc::IPPROTO_TCP,
-        libc::TCP_REPAIR,
-        TCP_REPAIR_OFF_NO_WP,
-    )?;
+    leave(socket)?;
     result
 }
 
-fn enter(socket: &impl AsFd) -> io::Result<()> {
+/// Enters repair mode, for longer than a call: from now on the socket, closed by whom or what ever, says
+/// nothing to the peer.
+pub fn enter(socket: &impl AsFd) -> io::Result<()> {
     let on = TCP_REPAIR_ON as libc::c_int;
     set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, on)
 }

@@ -1,0 +1,279 @@
+//! The engine `packet`: a packet of one leg becomes a packet of the other, and leaves.
+//!
+//! The host's sockets, routing and netfilter do not see it. While a socket of the flow still has
+//! something to hand over or to see acknowledged (a *guard*), it is shown each packet as one that
+//! brings only old data, for the sake of its acknowledgement number; see `guard`.
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::{
+    bpf_ktime_get_ns, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_load_bytes,
+    bpf_skb_store_bytes,
+};
+use aya_ebpf::programs::TcContext;
+use proxy_common::flow::{Forward, SEEN_ENDED, SEEN_FIN, SEEN_RST, SEEN_SWITCH, Tuple};
+use proxy_common::packet::{ACK, ETHERNET, FIN, RST, SYN, Tcp};
+use proxy_common::segment::{self, BUFFER, MAX_HEADER, TS_ECR_KNOWN, TS_VAL_KNOWN};
+
+use crate::guard;
+use crate::maps::{EVENTS, FORWARDS, SCRATCH, count};
+use crate::packet::{self, Packet, RewriteFailed};
+
+const DROP: i32 = TC_ACT_SHOT;
+const NEXT: i32 = TC_ACT_UNSPEC;
+
+/// Two TCP headers, as they are and as they will be. In a map, since the stack is too small.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Scratch {
+    pub old: [u8; BUFFER],
+    pub new: [u8; BUFFER],
+}
+
+/// The entry for packets that look like `tuple`, if its flow is spliced.
+#[inline(always)]
+pub fn entry(tuple: &Tuple) -> Option<&'static mut Forward> {
+    let entry = FORWARDS.get_ptr_mut(tuple)?;
+    // SAFETY: an entry of the map, which stays readable until the program ends even if userspace
+    // deletes it meanwhile (RCU). Fields that change are counters and flags of this direction, and the
+    // clock, which both directions set to the same.
+    let entry = unsafe { &mut *entry };
+    (entry.seen & SEEN_SWITCH != 0).then_some(entry)
+}
+
+/// Forwards a packet of a spliced flow.
+#[inline(always)]
+pub fn forward(ctx: &TcContext, packet: &Packet, entry: &mut Forward, tcp: Tcp) -> i32 {
+    if tcp.flags & (SYN | ACK) == SYN && is_over(entry) {
+        // A new connection on the tuple of one that is over: for the listener.
+        let _ = FORWARDS.remove(packet.tuple);
+        return NEXT;
+    }
+    let len = tcp.header_len;
+    if len > MAX_HEADER as u32 {
+        return DROP;
+    }
+    let payload = ctx.len().saturating_sub(packet.l4 + len);
+    if load(ctx, packet, len) {
+        note(entry, tcp.flags, payload);
+    } else {
+        return DROP;
+    }
+    if entry.seen & SEEN_ENDED != 0 {
+        return DROP;
+    }
+    if entry.guard != 0 && tcp.flags & ACK != 0 {
+        guard::show(ctx, packet, entry, len | payload << 8);
+    }
+    if translate(ctx, packet, entry, len).is_err() {
+        count(|c| &mut c.rewrite_failed);
+        return DROP;
+    }
+    count(|c| &mut c.forwarded);
+    redirect(entry.ifindex)
+}
+
+/// Reads the TCP header, `len` bytes of it, into [`SCRATCH`].
+#[inline(never)]
+fn load(ctx: &TcContext, packet: &Packet, len: u32) -> bool {
+    let Some(scratch) = scratch() else {
+        return false;
+    };
+    let len = bounded(len);
+    // SAFETY: `len` is at most the size of the buffer.
+    let result = unsafe {
+        bpf_skb_load_bytes(
+            ctx.skb.skb.cast(),
+            packet.l4,
+            scratch.old.as_mut_ptr().cast(),
+            len as u32,
+        )
+    };
+    result == 0
+}
+
+/// The headers of this CPU's current packet.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: the map's value, of this CPU alone; tc programs do not interrupt one another.
+    SCRATCH
+        .get_ptr_mut(0)
+        .map(|scratch| unsafe { &mut *scratch })
+}
+
+/// A header's length so put that the verifier sees both bounds: 20 to 60, a multiple of 4.
+#[inline(always)]
+fn bounded(len: u32) -> usize {
+    let options = (len.wrapping_sub(20) & 0x3c) as usize;
+    if options > MAX_HEADER - 20 {
+        return 20;
+    }
+    20 + options
+}
+
+#[inline(never)]
+fn translate(
+    ctx: &TcContext,
+    packet: &Packet,
+    entry: &mut Forward,
+    len: u32,
+) -> Result<(), RewriteFailed> {
+    let Some(scratch) = scratch() else {
+        return Err(RewriteFailed);
+    };
+    learn_clock(entry, scratch, bounded(len));
+    scratch.new = scratch.old;
+    segment::translate(&mut scratch.new, bounded(len), &entry.shift);
+    replace(ctx, packet, scratch, len)?;
+    packet::rewrite(ctx, packet, &entry.rewrite)?;
+    link_header(ctx, packet.l3)
+}
+
+/// Writes the new header over the old one, ports and addresses aside.
+#[inline(always)]
+pub fn replace(
+    ctx: &TcContext,
+    packet: &Packet,
+    scratch: &mut Scratch,
+    len: u32,
+) -> Result<(), RewriteFailed> {
+    let len = bounded(len);
+    // The checksum is made right by difference, so it is not one that the header brings.
+    [scratch.new[16], scratch.new[17]] = [scratch.old[16], scratch.old[17]];
+    let diff = packet::csum_diff_bytes(&scratch.old, &scratch.new, len);
+    // SAFETY: `len` bytes of a map's value.
+    let stored = unsafe {
+        bpf_skb_store_bytes(
+            ctx.skb.skb.cast(),
+            packet.l4,
+            scratch.new.as_ptr().cast(),
+            len as u32,
+            0,
+        )
+    };
+    if stored != 0 {
+        return Err(RewriteFailed);
+    }
+    packet::replace_checksum(ctx, packet, diff)
+}
+
+/// Out of the other interface, to whatever next hop routing has there.
+#[inline(always)]
+pub fn redirect(ifindex: u32) -> i32 {
+    // SAFETY: no parameters are passed.
+    unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// `bpf_redirect_neigh` takes packets with an Ethernet header only (it fills it in); one that came
+/// without gets room for it.
+#[inline(always)]
+pub fn link_header(ctx: &TcContext, l3: u32) -> Result<(), RewriteFailed> {
+    if l3 != 0 {
+        return Ok(());
+    }
+    // SAFETY: the program's own context.
+    let result = unsafe { bpf_skb_change_head(ctx.skb.skb, ETHERNET, 0) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(RewriteFailed)
+    }
+}
+
+/// Learns how far the sender's timestamp clock is from the one that the receiver knows us by, from the
+/// first packet that has one.
+#[inline(always)]
+fn learn_clock(entry: &mut Forward, scratch: &Scratch, len: usize) {
+    if entry.shift.known & TS_VAL_KNOWN != 0 {
+        return;
+    }
+    let Some(theirs) = segment::timestamp(&scratch.old, len) else {
+        return;
+    };
+    // SAFETY: no memory is involved.
+    let now_ms = (unsafe { bpf_ktime_get_ns() } / 1_000_000) as u32;
+    entry.shift.ts_val = now_ms.wrapping_add(entry.clock).wrapping_sub(theirs);
+    entry.shift.known |= TS_VAL_KNOWN;
+    if let Some(opposite) = opposite(entry) {
+        opposite.shift.ts_ecr = 0u32.wrapping_sub(entry.shift.ts_val);
+        opposite.shift.known |= TS_ECR_KNOWN;
+    }
+}
+
+/// Notes a packet in its entry; tells userspace when something has ended.
+#[inline(never)]
+fn note(entry: &mut Forward, flags: u8, payload: u32) {
+    let Some(scratch) = scratch() else { return };
+    let header = &scratch.old;
+    entry.packets += 1;
+    // SAFETY: no memory is involved.
+    entry.last_seen_ns = unsafe { bpf_ktime_get_ns() };
+    let end = segment::sequence(header).wrapping_add(payload);
+    let new = end.wrapping_sub(entry.next_seq);
+    // After a FIN comes the number that the FIN takes, and no payload. The number of a RST is no
+    // measure of what was sent.
+    if new < 1 << 31 && entry.seen & SEEN_FIN == 0 && flags & RST == 0 {
+        entry.bytes += u64::from(new);
+        entry.next_seq = end;
+    }
+    if flags & (ACK | RST) == ACK {
+        let acked = segment::acknowledgement(header);
+        if acked.wrapping_sub(entry.acked) < 1 << 31 {
+            entry.acked = acked;
+            entry.window = segment::window(header);
+        }
+    }
+    let ends = if flags & RST != 0 {
+        SEEN_RST
+    } else if flags & FIN != 0 {
+        SEEN_FIN
+    } else {
+        0
+    };
+    let ended = entry.seen & SEEN_ENDED != 0;
+    if (ends != 0 && entry.seen & ends == 0) || (ended && flags & RST == 0) {
+        entry.seen |= ends;
+        tell(entry.flow);
+    }
+}
+
+/// Makes an event. Where there is no room for it, the daemon's next look at the table must do.
+#[inline(always)]
+fn tell(flow: u64) {
+    if let Some(mut event) = EVENTS.reserve(0) {
+        event.write(flow);
+        event.submit(0);
+    }
+}
+
+/// The entry of the other direction.
+#[inline(always)]
+pub fn opposite(entry: &Forward) -> Option<&'static mut Forward> {
+    // SAFETY: as in `entry`.
+    FORWARDS
+        .get_ptr_mut(entry.rewrite.reversed())
+        .map(|opposite| unsafe { &mut *opposite })
+}
+
+/// Reset by either side, or ended by both.
+#[inline(never)]
+fn is_over(entry: &Forward) -> bool {
+    const RESET: u16 = SEEN_RST | SEEN_ENDED;
+    let other = opposite(entry).map_or(SEEN_FIN, |opposite| opposite.seen);
+    (entry.seen | other) & RESET != 0 || entry.seen & other & SEEN_FIN != 0
+}
+
+/// An ICMP error about a packet that was forwarded: for whoever sent it ("fragmentation needed" above
+/// all: the path MTU is discovered end to end).
+#[inline(always)]
+pub fn icmp_error(ctx: &TcContext, outer: &Packet, inner: &Packet, entry: &Forward) -> i32 {
+    // What was sent had this direction's opposite as its way in.
+    let sent = entry.rewrite.reversed();
+    let done = packet::rewrite_icmp_error(ctx, outer, inner, &sent, entry.shift.ack)
+        .and_then(|()| link_header(ctx, outer.l3));
+    if done.is_err() {
+        count(|c| &mut c.rewrite_failed);
+        return DROP;
+    }
+    count(|c| &mut c.icmp_forwarded);
+    redirect(entry.ifindex)
+}

@@ -1,0 +1,538 @@
+//! Flows that go on without sockets: from the switch of the engine `packet` to their record.
+//!
+//! One task, the [`Keeper`], has them all. It sleeps until the tc programs tell of an end, until a flow
+//! may have been silent for too long, or until routes change; nothing is done per packet or per second.
+//! All that it must know is in pinned tables too, so that the next daemon can adopt them.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use proxy_common::flow::{self as layout, Forward, SEEN_ENDED, SEEN_FIN, SEEN_RST, Tuple};
+use proxy_core::address::{Client, Peer, Upstream};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::oneshot;
+use tokio::time::{Instant as TokioInstant, sleep_until};
+use tokio_util::time::DelayQueue;
+use tokio_util::time::delay_queue::Key;
+
+use crate::bpf::forwards::{Events, ForwardTable};
+use crate::flow::splice_ending;
+use crate::kernel::ForwardedParts;
+use crate::paths::Paths;
+use crate::record::Record;
+use crate::registry::Registry;
+use crate::reset::Resets;
+use crate::splice::{End, EngineKind, Forwarding, Limits, Progress, Side, State};
+use crate::steering::{Identity, Steering};
+use crate::sys;
+
+/// How long the entries of a flow stay after its last packet: a lost last acknowledgement is asked for
+/// again (a retransmission timeout is 200 ms and doubles).
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How long a flow may be without a route to one of its sides. Links go down and come up again.
+const UNROUTABLE: Duration = Duration::from_secs(10);
+
+/// Where flows are handed in.
+#[derive(Clone, Debug)]
+pub struct Forwarded {
+    tell: UnboundedSender<Message>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Keep(Box<Kept>),
+    RoutesChanged,
+    Stop,
+    HandOver(oneshot::Sender<()>),
+}
+
+/// A handle, and what the keeper is told by it.
+#[must_use]
+pub fn channel() -> (Forwarded, Told) {
+    let (tell, told) = mpsc::unbounded_channel();
+    (Forwarded { tell }, Told(told))
+}
+
+/// The other end of a [`Forwarded`].
+#[derive(Debug)]
+pub struct Told(UnboundedReceiver<Message>);
+
+impl Forwarded {
+    /// Keeps a flow until it ends.
+    pub fn keep(&self, record: Record, forwarding: Forwarding, identity: Identity) {
+        let Forwarding {
+            flow,
+            record: known,
+            end,
+        } = forwarding;
+        self.tell(Message::Keep(Box::new(Kept {
+            flow,
+            known,
+            end,
+            record,
+            identity,
+            deadline: None,
+            unroutable: None,
+        })));
+    }
+
+    /// Links or routes have changed.
+    pub fn routes_changed(&self) {
+        self.tell(Message::RoutesChanged);
+    }
+
+    /// Resets every flow.
+    pub fn stop(&self) {
+        self.tell(Message::Stop);
+    }
+
+    /// Leaves every flow, and those to come, to another daemon.
+    pub async fn hand_over(&self) {
+        let (done, told) = oneshot::channel();
+        self.tell(Message::HandOver(done));
+        // An error: there is no keeper, and so no flow.
+        let _ = told.await;
+    }
+
+    fn tell(&self, message: Message) {
+        // Fails where there is no keeper: the engine is not in use.
+        let _ = self.tell.send(message);
+    }
+}
+
+/// A flow without sockets.
+#[derive(Debug)]
+struct Kept {
+    flow: u64,
+    /// What the tables know of it.
+    known: layout::Record,
+    /// It is over before it has begun.
+    end: Option<End>,
+    record: Record,
+    identity: Identity,
+    deadline: Option<Key>,
+    /// The side that there is no way to, and since when.
+    unroutable: Option<(Side, Instant)>,
+}
+
+impl Kept {
+    fn progress(&self) -> &Progress {
+        &self.record.flow().progress
+    }
+}
+
+/// Entries of a flow that is over.
+#[derive(Clone, Copy, Debug)]
+struct Lingering {
+    downstream: Tuple,
+    upstream: Tuple,
+}
+
+/// What the keeper works with.
+#[derive(Debug)]
+pub struct Keeper {
+    told: UnboundedReceiver<Message>,
+    events: Events,
+    table: Arc<ForwardTable>,
+    paths: Arc<Paths>,
+    /// `None`: nobody can be told of an end (no `CAP_NET_RAW`).
+    resets: Option<Resets>,
+    steering: Arc<Steering>,
+    registry: Registry,
+    limits: Limits,
+    flows: HashMap<u64, Kept>,
+    lingering: HashMap<u64, Lingering>,
+    deadlines: DelayQueue<u64>,
+    /// When to look again for routes that were missing.
+    look_again: Option<Instant>,
+    handed_over: bool,
+}
+
+impl Keeper {
+    /// One that is told by `told`, and has the flows that an earlier daemon has left.
+    #[must_use]
+    pub fn new(
+        Told(told): Told,
+        parts: ForwardedParts,
+        resets: Option<Resets>,
+        registry: Registry,
+        limits: Limits,
+    ) -> Self {
+        let ForwardedParts {
+            table,
+            events,
+            paths,
+            steering,
+        } = parts;
+        let mut keeper = Self {
+            told,
+            events,
+            table,
+            paths,
+            resets,
+            steering,
+            registry,
+            limits,
+            flows: HashMap::new(),
+            lingering: HashMap::new(),
+            deadlines: DelayQueue::new(),
+            look_again: None,
+            handed_over: false,
+        };
+        keeper.adopt_all();
+        keeper
+    }
+
+    /// Keeps flows; never returns.
+    pub async fn run(mut self) {
+        loop {
+            let look_again = self.look_again.map(TokioInstant::from);
+            tokio::select! {
+                Some(message) = self.told.recv() => match message {
+                    Message::Keep(kept) => self.keep(*kept),
+                    Message::RoutesChanged => self.reroute().await,
+                    Message::Stop => self.stop(),
+                    Message::HandOver(done) => {
+                        self.hand_over();
+                        let _ = done.send(());
+                    }
+                },
+                flow = self.events.next(), if !self.handed_over => self.look(flow),
+                Some(expired) = self.deadlines.next(), if !self.deadlines.is_empty() => {
+                    self.expired(expired.into_inner());
+                }
+                () = sleep_until(look_again.unwrap_or_else(TokioInstant::now)), if look_again.is_some() => {
+                    self.reroute().await;
+                }
+            }
+        }
+    }
+
+    fn keep(&mut self, mut kept: Kept) {
+        if self.handed_over {
+            kept.record.hand_over();
+            return kept.identity.hand_over();
+        }
+        let (flow, end) = (kept.flow, kept.end.take());
+        self.flows.insert(flow, kept);
+        match end {
+            Some(end) => self.abort(flow, end),
+            None => self.look(flow),
+        }
+    }
+
+    /// What has happened to a flow, and when it is to be looked at again.
+    fn look(&mut self, flow: u64) {
+        let Some(kept) = self.flows.get(&flow) else {
+            return self.look_at_stranger(flow);
+        };
+        let (Some(down), Some(up)) = self.entries(flow, &kept.known) else {
+            // Somebody has removed them: its packets go nowhere.
+            return self.close(flow, End::Stopped);
+        };
+        match standing(&down, &up) {
+            Standing::Over(end) => return self.close(flow, end),
+            Standing::Open => {}
+            Standing::Half(state) => kept.progress().enter(state),
+        }
+        let half = (down.seen | up.seen) & SEEN_FIN != 0;
+        let limit = if half {
+            self.limits.half_close
+        } else {
+            self.limits.idle
+        };
+        let last = down.last_seen_ns.max(up.last_seen_ns);
+        let last = if last == 0 {
+            kept.known.accepted_ns
+        } else {
+            last
+        };
+        let idle = Duration::from_nanos(sys::monotonic_ns().saturating_sub(last));
+        if idle >= limit {
+            let end = if half {
+                End::HalfCloseTimeout
+            } else {
+                End::IdleTimeout
+            };
+            return self.abort(flow, end);
+        }
+        self.look_in(flow, limit - idle);
+    }
+
+    fn look_in(&mut self, flow: u64, time: Duration) {
+        // The queue's clock ends in two years.
+        let time = time.min(Duration::from_secs(365 * 24 * 3600));
+        let Some(kept) = self.flows.get_mut(&flow) else {
+            return;
+        };
+        match &kept.deadline {
+            Some(key) => self.deadlines.reset(key, time),
+            None => kept.deadline = Some(self.deadlines.insert(flow, time)),
+        }
+    }
+
+    fn expired(&mut self, flow: u64) {
+        if let Some(kept) = self.flows.get_mut(&flow) {
+            kept.deadline = None;
+            return self.look(flow);
+        }
+        let Some(lingering) = self.lingering.get(&flow).copied() else {
+            return;
+        };
+        let now = sys::monotonic_ns();
+        let keys = [lingering.downstream, lingering.upstream];
+        let last = keys
+            .iter()
+            .filter_map(|key| Some(self.table.get(flow, key)?.last_seen_ns));
+        let silent = last
+            .max()
+            .map(|last| Duration::from_nanos(now.saturating_sub(last)));
+        match silent {
+            Some(silent) if silent < LINGER => {
+                self.deadlines.insert(flow, LINGER - silent);
+            }
+            _ => {
+                self.lingering.remove(&flow);
+                for key in keys {
+                    self.table.remove(flow, &key);
+                }
+            }
+        }
+    }
+
+    /// A flow that is not kept: it is over and not quiet, or another daemon has just left it.
+    fn look_at_stranger(&mut self, flow: u64) {
+        if let Some(lingering) = self.lingering.get(&flow).copied() {
+            self.reset(flow, lingering.downstream, lingering.upstream);
+        } else if let Some(known) = self.table.record_of(flow)
+            && known.settled == 1
+        {
+            self.adopt(flow, known);
+        }
+    }
+
+    /// Ends a flow that has no end of its own: both peers are told.
+    fn abort(&mut self, flow: u64, end: End) {
+        if let Some(kept) = self.flows.get(&flow) {
+            let (downstream, upstream) = (kept.known.downstream, kept.known.upstream);
+            for key in [downstream, upstream] {
+                self.table
+                    .update(flow, &key, |entry| entry.seen |= SEEN_ENDED);
+            }
+            self.reset(flow, downstream, upstream);
+            self.close(flow, end);
+        }
+    }
+
+    /// Sends a RST to each peer that has not sent one, with the number that it expects as far as is known.
+    /// Where it expects another, it says so (RFC 5961, 3.2), and gets another RST.
+    fn reset(&self, flow: u64, downstream: Tuple, upstream: Tuple) {
+        let Some(resets) = &self.resets else { return };
+        for key in [downstream, upstream] {
+            let Some(entry) = self.table.get(flow, &key) else {
+                continue;
+            };
+            if entry.seen & SEEN_ENDED == 0 || entry.seen & SEEN_RST != 0 {
+                continue;
+            }
+            let (peer, us) = (key.source(), key.destination());
+            if let Err(e) = resets.send(us, peer, entry.acked, entry.next_seq) {
+                tracing::debug!("RST to {peer}: {e}");
+            }
+        }
+    }
+
+    /// Writes the flow's record; its entries linger.
+    fn close(&mut self, flow: u64, end: End) {
+        let Some(kept) = self.flows.remove(&flow) else {
+            return;
+        };
+        let progress = kept.progress();
+        progress.up().detach();
+        progress.down().detach();
+        progress.enter(State::Closed);
+        if let Some(key) = &kept.deadline {
+            self.deadlines.remove(key);
+        }
+        self.table.forget(flow);
+        self.linger(flow, kept.known.downstream, kept.known.upstream);
+        kept.identity.release();
+        kept.record.close(splice_ending(end));
+    }
+
+    fn linger(&mut self, flow: u64, downstream: Tuple, upstream: Tuple) {
+        let lingering = Lingering {
+            downstream,
+            upstream,
+        };
+        if self.lingering.insert(flow, lingering).is_none() {
+            self.deadlines.insert(flow, LINGER);
+        }
+    }
+
+    fn stop(&mut self) {
+        let flows: Vec<u64> = self.flows.keys().copied().collect();
+        for flow in flows {
+            self.abort(flow, End::Stopped);
+        }
+    }
+
+    fn hand_over(&mut self) {
+        self.handed_over = true;
+        self.lingering.clear();
+        self.deadlines.clear();
+        for (_, kept) in self.flows.drain() {
+            kept.record.hand_over();
+            kept.identity.hand_over();
+        }
+    }
+
+    fn entries(&self, flow: u64, known: &layout::Record) -> (Option<Forward>, Option<Forward>) {
+        let entry = |key| self.table.get(flow, key);
+        (entry(&known.downstream), entry(&known.upstream))
+    }
+}
+
+/// Adopting what an earlier daemon has left.
+impl Keeper {
+    fn adopt_all(&mut self) {
+        let mut adopted = 0;
+        for (flow, known) in self.table.records() {
+            adopted += usize::from(self.adopt(flow, known));
+        }
+        if adopted > 0 {
+            tracing::info!("{adopted} flow(s) adopted");
+        }
+        // What lingered, or was lost halfway.
+        for (key, entry) in self.table.entries() {
+            if !self.flows.contains_key(&entry.flow) {
+                self.linger(entry.flow, key, entry.rewrite.reversed());
+            }
+        }
+    }
+
+    fn adopt(&mut self, flow: u64, known: layout::Record) -> bool {
+        let (Some(down), Some(up)) = self.entries(flow, &known) else {
+            self.table.forget(flow);
+            return false;
+        };
+        let age = Duration::from_nanos(sys::monotonic_ns().saturating_sub(known.accepted_ns));
+        let now = Instant::now();
+        let accepted = now.checked_sub(age).unwrap_or(now);
+        let record = Record::adopt(
+            &self.registry,
+            Peer::new(known.downstream.source()),
+            accepted,
+        );
+        let details = record.flow();
+        let client = SocketAddr::new(known.client.into(), known.client_port);
+        let _ = details.client.set(Client::new(client));
+        let _ = details.upstream.set(Upstream::new(known.upstream.source()));
+        let _ = details.source.set(known.upstream.destination());
+        let progress = &details.progress;
+        progress.carried_by(EngineKind::Packet);
+        progress.sent_up(known.early_bytes);
+        progress.enter(State::Open);
+        let [handed_up, handed_down] = known.handed_over;
+        for (direction, key, handed_over) in [
+            (progress.up(), known.downstream, handed_up),
+            (progress.down(), known.upstream, handed_down),
+        ] {
+            direction.forwarded(Arc::clone(&self.table), flow, key);
+            direction.handed_over(handed_over);
+        }
+        let identity = self.steering.adopt(flow, known.upstream);
+        let lost = known.settled == 0 && standing(&down, &up) == Standing::Open;
+        self.keep(Kept {
+            flow,
+            known,
+            end: lost.then_some(End::HandoverLost),
+            record,
+            identity,
+            deadline: None,
+            unroutable: None,
+        });
+        true
+    }
+}
+
+/// Following routes.
+impl Keeper {
+    /// Lets every flow leave by the interfaces that routes lead to now.
+    async fn reroute(&mut self) {
+        self.look_again = None;
+        let flows: Vec<(u64, layout::Record)> = self
+            .flows
+            .values()
+            .map(|kept| (kept.flow, kept.known))
+            .collect();
+        for (flow, known) in flows {
+            // What one side sends leaves towards the other.
+            let way = [
+                (Side::Upstream, known.downstream, known.upstream.src),
+                (Side::Downstream, known.upstream, known.downstream.src),
+            ];
+            let mut lost = None;
+            for (side, key, towards) in way {
+                match self.paths.towards(IpAddr::from(towards)).await {
+                    Some(ifindex) => self.leave_by(flow, &key, ifindex),
+                    None => lost = Some(side),
+                }
+            }
+            self.unroutable(flow, lost);
+        }
+    }
+
+    fn leave_by(&self, flow: u64, key: &Tuple, ifindex: u32) {
+        if self
+            .table
+            .get(flow, key)
+            .is_some_and(|e| e.ifindex != ifindex)
+        {
+            self.table
+                .update(flow, key, |entry| entry.ifindex = ifindex);
+        }
+    }
+
+    /// There is no way to that side.
+    fn unroutable(&mut self, flow: u64, side: Option<Side>) {
+        let Some(kept) = self.flows.get_mut(&flow) else {
+            return;
+        };
+        let Some(side) = side else {
+            kept.unroutable = None;
+            return;
+        };
+        let (_, since) = *kept.unroutable.get_or_insert((side, Instant::now()));
+        if since.elapsed() >= UNROUTABLE {
+            self.abort(flow, End::Unroutable(side));
+        } else {
+            let due = since + UNROUTABLE;
+            self.look_again = Some(self.look_again.map_or(due, |other| other.min(due)));
+        }
+    }
+}
+
+/// Where a flow stands, by its entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Open,
+    Half(State),
+    Over(End),
+}
+
+fn standing(down: &Forward, up: &Forward) -> Standing {
+    let has = |entry: &Forward, bit| entry.seen & bit != 0;
+    match (has(down, SEEN_FIN), has(up, SEEN_FIN)) {
+        _ if has(down, SEEN_RST) => Standing::Over(End::Reset(Side::Downstream)),
+        _ if has(up, SEEN_RST) => Standing::Over(End::Reset(Side::Upstream)),
+        (true, true) => Standing::Over(End::Finished),
+        (true, false) => Standing::Half(State::DownstreamClosed),
+        (false, true) => Standing::Half(State::UpstreamClosed),
+        (false, false) => Standing::Open,
+    }
+}

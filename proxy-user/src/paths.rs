@@ -1,0 +1,67 @@
+//! By which interfaces packets of spliced flows come and leave: those with the programs, and the way to
+//! each address.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::netlink::{Netlink, Route};
+
+/// Addresses whose way is remembered, at most.
+const REMEMBERED: usize = 65_536;
+
+/// What is known of interfaces and routes; follows their changes when it is told of them.
+#[derive(Debug)]
+pub struct Paths {
+    netlink: Netlink,
+    attached: Mutex<HashSet<u32>>,
+    routes: Mutex<HashMap<IpAddr, u32>>,
+}
+
+impl Paths {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new(netlink: Netlink) -> Self {
+        Self {
+            netlink,
+            attached: Mutex::default(),
+            routes: Mutex::default(),
+        }
+    }
+
+    /// The programs are on these interfaces, and routes may have changed.
+    pub fn changed(&self, attached: HashSet<u32>) {
+        *lock(&self.attached) = attached;
+        lock(&self.routes).clear();
+    }
+
+    /// Are the programs on the interface of this index?
+    #[must_use]
+    pub fn is_attached(&self, index: u32) -> bool {
+        lock(&self.attached).contains(&index)
+    }
+
+    /// The interface that packets to `address` leave by, if the programs are on it.
+    pub async fn towards(&self, address: IpAddr) -> Option<u32> {
+        let known = lock(&self.routes).get(&address).copied();
+        let index = match known {
+            Some(index) => index,
+            None => {
+                let Ok(Route::Via(interface)) = self.netlink.route(address).await else {
+                    return None;
+                };
+                let mut routes = lock(&self.routes);
+                if routes.len() >= REMEMBERED {
+                    routes.clear();
+                }
+                routes.insert(address, interface.index);
+                interface.index
+            }
+        };
+        self.is_attached(index).then_some(index)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

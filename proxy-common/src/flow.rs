@@ -217,6 +217,10 @@ pub const SEEN_ENDED: u16 = 1 << 4;
 /// [`Forward::seen`]: the entry is in force. Before, packets take the way to the socket.
 pub const SEEN_SWITCH: u16 = 1 << 5;
 
+/// [`Forward::seen`]: the sender of these packets has not acknowledged yet all that our socket has
+/// acknowledged in its stead.
+pub const SEEN_LESS: u16 = 1 << 6;
+
 /// What a packet of a spliced flow becomes. Value of `FORWARDS`, whose key is the packet's tuple as it
 /// arrives: a flow has one entry for what the client's side sends and one for what the backend sends.
 ///
@@ -248,6 +252,11 @@ pub struct Forward {
     pub acked: u32,
     /// What, added to `CLOCK_MONOTONIC` in ms, is the timestamp clock that the receiver knows us by.
     pub clock: u32,
+    /// What our socket has acknowledged to the receiver, in the receiver's count. Nothing less is
+    /// acknowledged while [`SEEN_LESS`].
+    pub floor: u32,
+    /// Padding, 0.
+    pub reserved: u32,
     /// The last window field seen, as it was sent.
     pub window: u16,
     /// `SEEN_*` bits.
@@ -351,7 +360,7 @@ impl core::ops::Add for SteeringCounters {
 const _: () = assert!(size_of::<Address>() == 16);
 const _: () = assert!(size_of::<Tuple>() == 36);
 const _: () = assert!(size_of::<Translation>() == 80);
-const _: () = assert!(size_of::<Forward>() == 120);
+const _: () = assert!(size_of::<Forward>() == 128);
 const _: () = assert!(size_of::<Record>() == 128);
 const _: () = assert!(size_of::<Connecting>() == 40);
 const _: () = assert!(size_of::<Meta>() == 8);

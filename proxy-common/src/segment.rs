@@ -209,6 +209,13 @@ pub fn sequence(header: &[u8; BUFFER]) -> u32 {
     word(header, 4)
 }
 
+/// Is the acknowledgement number valid?
+#[inline(always)]
+#[must_use]
+pub fn has_acknowledgement(header: &[u8; BUFFER]) -> bool {
+    header[13] & ACK != 0
+}
+
 /// The acknowledgement number; of no meaning without the flag ACK.
 #[inline(always)]
 #[must_use]
@@ -228,6 +235,29 @@ pub fn window(header: &[u8; BUFFER]) -> u16 {
 #[must_use]
 pub fn acknowledging(acked: u32, window: u16, shift: &Shift) -> (u32, u16) {
     (acked.wrapping_add(shift.ack), rescaled(window, shift))
+}
+
+/// Lets a translated header acknowledge no less than `floor`; true where it does so by itself.
+///
+/// Our socket has acknowledged up to there what it hands over, and who has seen that takes a much older
+/// number for an attack (RFC 5961, 5.2). The window, in units of 2 to the power of `scale`, then ends where
+/// it would have ended.
+#[inline(always)]
+pub fn raise_acknowledgement(header: &mut [u8; BUFFER], floor: u32, scale: u8) -> bool {
+    let behind = floor.wrapping_sub(word(header, 8));
+    if behind == 0 || behind >= 1 << 31 {
+        return true;
+    }
+    set_word(header, 8, floor);
+    let scale = scale & 15;
+    let offered = u32::from(window(header)) << scale;
+    let left = if offered > behind {
+        (offered - behind) >> scale
+    } else {
+        0
+    };
+    [header[14], header[15]] = (left as u16).to_be_bytes();
+    false
 }
 
 /// Sets the sequence number.

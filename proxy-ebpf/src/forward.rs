@@ -10,7 +10,7 @@ use aya_ebpf::helpers::{
     bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::{Forward, SEEN_ENDED, SEEN_FIN, SEEN_RST, SEEN_SWITCH, Tuple};
+use proxy_common::flow::{Forward, SEEN_ENDED, SEEN_FIN, SEEN_LESS, SEEN_RST, SEEN_SWITCH, Tuple};
 use proxy_common::packet::{ACK, ETHERNET, FIN, RST, SYN, Tcp};
 use proxy_common::segment::{self, BUFFER, MAX_HEADER, TS_ECR_KNOWN, TS_VAL_KNOWN};
 
@@ -123,6 +123,12 @@ fn translate(
     learn_clock(entry, scratch, bounded(len));
     scratch.new = scratch.old;
     segment::translate(&mut scratch.new, bounded(len), &entry.shift);
+    if entry.seen & SEEN_LESS != 0
+        && segment::has_acknowledgement(&scratch.new)
+        && segment::raise_acknowledgement(&mut scratch.new, entry.floor, entry.shift.window_to)
+    {
+        entry.seen &= !SEEN_LESS;
+    }
     replace(ctx, packet, scratch, len)?;
     packet::rewrite(ctx, packet, &entry.rewrite)?;
     link_header(ctx, packet.l3)

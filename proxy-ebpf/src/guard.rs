@@ -169,7 +169,9 @@ pub fn egress(ctx: &TcContext, packet: &Packet, tuple: &Tuple, tcp: u32) -> Opti
         && opposite.packets > 0
     {
         let latest = segment::acknowledging(opposite.acked, opposite.window, &opposite.shift);
-        if packet::acknowledge(ctx, packet, latest).is_err() {
+        let own = packet::word(ctx, packet.l4 + 8).unwrap_or(latest.0);
+        let newer = latest.0.wrapping_sub(own);
+        if newer != 0 && newer < 1 << 31 && packet::acknowledge(ctx, packet, latest).is_err() {
             return Some(DROP);
         }
     }

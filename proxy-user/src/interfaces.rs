@@ -71,9 +71,12 @@ impl Interfaces {
         netlink: &Netlink,
     ) -> Result<(), InterfacesError> {
         let wanted = self.wanted(netlink).await?;
-        // An index may come back with another interface behind it.
+        // An index may come back with another interface behind it; up or down, it is the same.
+        let same = |(a, at): &(Interface, Place), (b, there): &(Interface, Place)| {
+            (a.index, &a.name, a.header, at) == (b.index, &b.name, b.header, there)
+        };
         self.attached
-            .retain(|_, attached| wanted.contains(attached));
+            .retain(|_, attached| wanted.iter().any(|other| same(attached, other)));
         for (interface, place) in wanted {
             let known = self.attached.contains_key(&interface.index);
             if known && bpf.is_attached(&interface, place) {
@@ -114,7 +117,10 @@ impl Interfaces {
     async fn wanted(&self, netlink: &Netlink) -> Result<Vec<(Interface, Place)>, InterfacesError> {
         let mut interfaces = self.upstream_interfaces(netlink).await?;
         for interface in self.downstream_interfaces(netlink).await? {
-            if !interfaces.contains(&interface) {
+            if !interfaces
+                .iter()
+                .any(|known| known.index == interface.index)
+            {
                 interfaces.push(interface);
             }
         }

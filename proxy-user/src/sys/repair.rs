@@ -22,6 +22,8 @@ use super::splice::{check, info, is_established, receive_queue, set_int};
 pub struct Positions {
     /// Of the next byte from the peer that userspace has not read.
     pub read: u32,
+    /// Of the next byte that is expected from the peer (`RCV.NXT`).
+    pub received: u32,
     /// Of the next byte that userspace will write (`SND.NXT` of RFC 9293, 3.3.1, with nothing queued).
     pub write: u32,
 }
@@ -42,9 +44,13 @@ pub fn positions(socket: &impl AsFd) -> io::Result<Positions> {
         // The send queue comes last. While it is selected, an acknowledgement that arrives makes
         // TCP take queued data for sent (`tcp_write_xmit`, "repair"), and they wait for the
         // retransmission timer.
-        let read = read_position(socket)?;
+        let (read, received) = read_position(socket)?;
         let write = position(socket, Queue::Send)?;
-        Ok(Positions { read, write })
+        Ok(Positions {
+            read,
+            received,
+            write,
+        })
     });
     options.set_reuse_address(reuse)?;
     let positions = positions?;
@@ -57,14 +63,14 @@ pub fn positions(socket: &impl AsFd) -> io::Result<Positions> {
 
 /// The receive queue ends at `RCV.NXT`, and its length is what is unread. A segment may arrive between
 /// the two questions, so the first is asked again; this ends at the latest when the window is full.
-fn read_position(socket: &impl AsFd) -> io::Result<u32> {
+fn read_position(socket: &impl AsFd) -> io::Result<(u32, u32)> {
     let mut end = position(socket, Queue::Receive)?;
     loop {
         let unread = receive_queue(socket)?;
         let now = position(socket, Queue::Receive)?;
         if now == end {
             // At most a window, and sequence numbers are modulo 2^32.
-            return Ok(end.wrapping_sub(unread as u32));
+            return Ok((end.wrapping_sub(unread as u32), end));
         }
         end = now;
     }

@@ -205,6 +205,7 @@ fn leg(socket: &TcpStream, ifindex: u32) -> Result<Leg, Fallback> {
         Ok(Leg {
             negotiated: repair::negotiated(socket)?,
             read: positions.read,
+            received: positions.received,
             write: positions.write,
             clock: clock(socket)?,
             cookie: sys::socket_cookie(socket)?,

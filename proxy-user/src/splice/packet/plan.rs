@@ -1,6 +1,6 @@
 //! May two connections be joined, and what the entries of the joined flow say.
 
-use proxy_common::flow::{Forward, Record};
+use proxy_common::flow::{Forward, Record, SEEN_LESS};
 use proxy_common::segment::Shift;
 
 use super::super::Fallback;
@@ -12,6 +12,8 @@ pub(super) struct Leg {
     pub(super) negotiated: Negotiated,
     /// Sequence number of the peer's next byte that userspace has not read.
     pub(super) read: u32,
+    /// Sequence number of the next byte that is expected from the peer: what is before is acknowledged.
+    pub(super) received: u32,
     /// Sequence number of the next byte that userspace will write.
     pub(super) write: u32,
     /// What, added to `CLOCK_MONOTONIC` in ms, is the timestamp that the peer knows us by.
@@ -79,8 +81,10 @@ impl Legs {
             next_seq: from.read,
             acked: from.write,
             clock: to.clock,
+            floor: to.received,
+            reserved: 0,
             window: 0,
-            seen: 0,
+            seen: SEEN_LESS,
         };
         let downstream = Forward {
             rewrite: record.upstream.reversed(),

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::header::Version;
 use crate::net::{Family, Plan, Topology};
+use crate::process::eventually;
 use crate::programs::{AccessLine, Engine, Limpid, Options};
 use crate::suite::{Lab, scaled};
 use crate::talk::Echo;
@@ -170,6 +171,15 @@ impl Scene {
             server,
             peer,
         })
+    }
+
+    /// Waits until limpid has sent `count` SYNs that nobody answers.
+    pub async fn wait_for_unanswered(&self, count: usize) -> Result<()> {
+        eventually(&format!("{count} SYNs wait for an answer"), || {
+            let sockets = self.net.proxy.sh("ss -tnH state syn-sent")?;
+            Ok(sockets.lines().count() == count)
+        })
+        .await
     }
 
     /// The header of a new client.

@@ -24,10 +24,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// No splice may make anybody wait for longer.
 const STALL: Duration = Duration::from_secs(1);
+
+/// Bulk takes a fraction of it.
+const BULK: Duration = Duration::from_secs(20);
 
 /// Some loss, in both directions.
 const LOSSY: Impairment = Impairment {
@@ -115,13 +118,15 @@ const NOT_TRANSLATED: &[(&str, Settings)] = &[
 fn main() -> ExitCode {
     let mut suite = Suite::new();
     for family in Family::ALL {
-        suite.test(format!("switch_in_bulk_{family}"), &[], move |lab| {
-            switch_in_bulk(lab, LinkKind::Veth, shrunk(32 << 20), family)
-        });
+        for (name, held) in [("", true), ("at_once_", false)] {
+            suite.test(format!("switch_in_bulk_{name}{family}"), &[], move |lab| {
+                switch_in_bulk(lab, LinkKind::Veth, shrunk(32 << 20), held, family)
+            });
+        }
         suite.test(
             format!("switch_in_lossy_bulk_{family}"),
             &[Need::Tun],
-            move |lab| switch_in_bulk(lab, LinkKind::Tap(LOSSY), shrunk(2 << 20), family),
+            move |lab| switch_in_bulk(lab, LinkKind::Tap(LOSSY), shrunk(2 << 20), true, family),
         );
         suite.test(format!("switch_under_talk_{family}"), &[], move |lab| {
             switch_under_talk(lab, family)
@@ -206,12 +211,16 @@ async fn both_ways(
     done.map(|_| ())
 }
 
-/// The client sends all it has before there is an upstream, and the backend does so at once: the guards
-/// have as much to hand over as fits, and both directions are full when the switch comes.
-async fn switch_in_bulk(lab: Lab, inside: LinkKind, size: u64, family: Family) -> Result<()> {
+/// Both directions are full when the switch comes. Where the upstream is `held` back, the client has filled
+/// all buffers by then, and the guards have as much to hand over as fits; else it has just begun.
+async fn switch_in_bulk(
+    lab: Lab,
+    inside: LinkKind,
+    size: u64,
+    held: bool,
+    family: Family,
+) -> Result<()> {
     const FLOWS: u64 = 4;
-    /// More than any header, and more than a segment.
-    const WAITING: u64 = 64 << 10;
     let plan = Plan {
         inside,
         ..Plan::default()
@@ -220,44 +229,63 @@ async fn switch_in_bulk(lab: Lab, inside: LinkKind, size: u64, family: Family) -
         options.engine(Engine::Packet)
     })
     .await?;
-    let closed = firewall::Closed::to(&scene.net.backend, UPSTREAM)?;
+    let closed = if held {
+        Some(firewall::Closed::to(&scene.net.backend, UPSTREAM)?)
+    } else {
+        None
+    };
     let (up, down) = (Flow::new(size, 1), Flow::new(size + 1, 2));
     let mut clients = JoinSet::new();
-    for _ in 0..FLOWS {
+    for n in 0..FLOWS {
         let mut client = scene.enter().await?;
         clients.spawn(async move {
             let (mut read, mut write) = client.split();
             tokio::try_join!(up.send_to_end(&mut write), down.receive_to_end(&mut read))
-                .context("the client")
+                .with_context(|| format!("client {n}"))
         });
     }
-    eventually("the proxy holds payload of every flow", || {
-        let queues = receive_queues(&scene.net)?;
-        Ok(queues.iter().filter(|queue| **queue > WAITING).count() == FLOWS as usize)
-    })
-    .await?;
-    closed.open()?;
+    if let Some(closed) = closed {
+        scene.wait_for_unanswered(FLOWS as usize).await?;
+        wait_for_payload(&scene.net, FLOWS as usize).await?;
+        closed.open()?;
+    }
     let mut servers = JoinSet::new();
-    for _ in 0..FLOWS {
+    for n in 0..FLOWS {
         let (mut server, _) = scene.accept().await?;
         servers.spawn(async move {
             let (mut read, mut write) = server.split();
             tokio::try_join!(down.send_to_end(&mut write), up.receive_to_end(&mut read))
-                .context("the backend")
+                .with_context(|| format!("backend {n}"))
         });
     }
-    for end in servers
-        .join_all()
+    let done = async {
+        while let Some(end) = servers.join_next().await {
+            end??;
+        }
+        while let Some(end) = clients.join_next().await {
+            end??;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    timeout(scaled(BULK), done)
         .await
-        .into_iter()
-        .chain(clients.join_all().await)
-    {
-        end?;
-    }
+        .context("bulk stands still")
+        .and_then(|done| done)
+        .with_context(|| format!("{:#?}", scene.limpid.flows(&scene.net.proxy)))?;
     for record in scene.records_of(FLOWS as usize, Engine::Packet).await? {
         ensure_counted(&record, up.length, down.length)?;
     }
     Ok(())
+}
+
+/// Waits until the proxy holds payload of so many connections: more than a segment each.
+async fn wait_for_payload(net: &Topology, connections: usize) -> Result<()> {
+    const WAITING: u64 = 64 << 10;
+    eventually("the proxy holds payload of every flow", || {
+        let queues = receive_queues(net)?;
+        Ok(queues.iter().filter(|queue| **queue > WAITING).count() == connections)
+    })
+    .await
 }
 
 /// What lies unread in each of the proxy's sockets, in bytes.

@@ -167,7 +167,7 @@ async fn reset(lab: Lab, side: Side, stage: Stage, family: Family) -> Result<()>
 async fn reset_connecting(scene: &Scene) -> Result<()> {
     let closed = firewall::Closed::to(&scene.net.backend, UPSTREAM)?;
     let client = scene.enter().await?;
-    sleep(Duration::from_millis(100)).await;
+    scene.wait_for_unanswered(1).await?;
     transfer::reset(client)?;
     closed.open()?;
     let mut arrived = match timeout(Duration::from_secs(2), scene.backend.accept()).await {
@@ -204,7 +204,7 @@ async fn half_close(lab: Lab, side: Side, stage: Stage, family: Family) -> Resul
         let closed = firewall::Closed::to(&scene.net.backend, UPSTREAM)?;
         let mut client = scene.enter().await?;
         said.send_to_end(&mut client).await?;
-        sleep(Duration::from_millis(100)).await;
+        scene.wait_for_unanswered(1).await?;
         closed.open()?;
         (client, scene.accept().await?.0)
     } else {

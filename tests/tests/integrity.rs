@@ -27,12 +27,12 @@ fn main() -> ExitCode {
                 slow_readers(lab, family, engine)
             });
             for segment in [Segment::Transit, Segment::Inside] {
-                for (name, impairment) in impairments() {
+                for (name, mss, impairment) in impairments() {
                     let side = side(segment);
                     suite.test(
                         format!("{name}_{side}_{family}_{engine}"),
                         &[Need::Tun],
-                        move |lab| over_a_bad_wire(lab, segment, impairment, family, engine),
+                        move |lab| over_a_bad_wire(lab, segment, (mss, impairment), family, engine),
                     );
                 }
             }
@@ -49,7 +49,8 @@ fn side(segment: Segment) -> &'static str {
     }
 }
 
-fn impairments() -> Vec<(&'static str, Impairment)> {
+/// What a wire does, and the largest segments that there are.
+fn impairments() -> Vec<(&'static str, Option<u16>, Impairment)> {
     let good = Impairment {
         seed: 3,
         ..Impairment::default()
@@ -58,6 +59,7 @@ fn impairments() -> Vec<(&'static str, Impairment)> {
     vec![
         (
             "loss",
+            None,
             Impairment {
                 loss: 0.02,
                 delay,
@@ -66,6 +68,7 @@ fn impairments() -> Vec<(&'static str, Impairment)> {
         ),
         (
             "reordering",
+            None,
             Impairment {
                 reorder: 0.05,
                 delay,
@@ -74,34 +77,29 @@ fn impairments() -> Vec<(&'static str, Impairment)> {
         ),
         (
             "duplication",
+            None,
             Impairment {
                 duplicate: 0.1,
                 ..good.clone()
             },
         ),
-        (
-            "small_segments",
-            Impairment {
-                mss: Some(100),
-                ..good.clone()
-            },
-        ),
+        ("small_segments", Some(100), good.clone()),
         (
             "overlap",
+            Some(600),
             Impairment {
                 overlap: 0.2,
-                mss: Some(600),
                 ..good.clone()
             },
         ),
         (
             "everything",
+            Some(500),
             Impairment {
                 loss: 0.01,
                 reorder: 0.02,
                 duplicate: 0.02,
                 overlap: 0.1,
-                mss: Some(500),
                 delay,
                 ..good
             },
@@ -185,12 +183,15 @@ async fn slow_readers(lab: Lab, family: Family, engine: Engine) -> Result<()> {
 async fn over_a_bad_wire(
     lab: Lab,
     segment: Segment,
-    impairment: Impairment,
+    (mss, impairment): (Option<u16>, Impairment),
     family: Family,
     engine: Engine,
 ) -> Result<()> {
     const FLOWS: u64 = 3;
-    let mut plan = Plan::default();
+    let mut plan = Plan {
+        mss,
+        ..Plan::default()
+    };
     let link = LinkKind::Tap(impairment.clone());
     match segment {
         Segment::Transit => plan.transit = link,

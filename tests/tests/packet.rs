@@ -142,6 +142,11 @@ fn main() -> ExitCode {
             });
         }
         suite.test(
+            format!("smaller_segments_{family}"),
+            &[Need::Tun],
+            move |lab| smaller_segments(lab, family),
+        );
+        suite.test(
             format!("multipath_client_{family}"),
             &[Need::File("/proc/sys/net/mptcp/enabled")],
             move |lab| multipath_client(lab, family),
@@ -392,13 +397,37 @@ async fn multipath_client(lab: Lab, family: Family) -> Result<()> {
 /// What the client has been promised and the backend does not do cannot be taken back.
 async fn not_translated(lab: Lab, settings: Settings, family: Family) -> Result<()> {
     let scene = with_settings(&lab, settings, family).await?;
+    falls_back(&scene, "options-differ").await
+}
+
+/// Another engine takes the flow, and the record says why.
+async fn falls_back(scene: &Scene, reason: &str) -> Result<()> {
     let mut pair = scene.open().await?;
     let (up, down) = (Flow::new(1 << 20, 1), Flow::new(1 << 20, 2));
     transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
     let record = scene.record().await?;
     ensure!(record.get("engine")? != Engine::Packet.name(), "{record:?}");
-    ensure!(record.get("fallback")? == "options-differ", "{record:?}");
+    ensure!(
+        record.get("fallback")? == reason,
+        "not {reason}: {record:?}"
+    );
     Ok(())
+}
+
+/// A wire before the backend that makes it ask for smaller segments than the client has been told of.
+async fn smaller_segments(lab: Lab, family: Family) -> Result<()> {
+    let plan = Plan {
+        inside: LinkKind::Tap(Impairment {
+            mss: Some(800),
+            ..Impairment::default()
+        }),
+        ..Plan::default()
+    };
+    let scene = Scene::with(&lab, family, &plan, |options| {
+        options.engine(Engine::Packet)
+    })
+    .await?;
+    falls_back(&scene, "segments-differ").await
 }
 
 /// The client's sequence numbers start again at 0 in the middle of its bytes; where segments get lost,
@@ -540,12 +569,12 @@ async fn bytes_count_once(lab: Lab, family: Family) -> Result<()> {
         duplicate: 0.05,
         reorder: 0.02,
         overlap: 0.1,
-        mss: Some(600),
         ..LOSSY
     });
     let plan = Plan {
         transit: bad.clone(),
         inside: bad,
+        mss: Some(600),
         ..Plan::default()
     };
     let scene = Scene::with(&lab, family, &plan, |options| {

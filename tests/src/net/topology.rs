@@ -31,6 +31,8 @@ pub struct Plan {
     /// A router between proxy and backend, `.2`, which forwards no packet larger than this to the
     /// backend: the backend is then in [`Segment::Beyond`].
     pub router_mtu: Option<u16>,
+    /// No host asks another for larger segments: the MSS option of every SYN says this at most.
+    pub mss: Option<u16>,
 }
 
 /// Four or five hosts and the links between them.
@@ -136,6 +138,11 @@ impl Topology {
             backend2 = Some(host);
         }
         default_route(&proxy, Segment::Transit, EDGE_TRANSIT)?;
+        if let Some(mss) = plan.mss {
+            for host in [&client, &edge, &proxy, &backend] {
+                limit_segments(host, mss)?;
+            }
+        }
         Ok(Self {
             links,
             client,
@@ -209,6 +216,18 @@ impl Topology {
             Family::V6 => IpAddr::from([0x2001, 0xdb8, 0xc, 0, 0, 0, 0xffff, host.into()]),
         }
     }
+}
+
+/// Has every route of the host ask for segments of `mss` bytes at most.
+fn limit_segments(host: &Host, mss: u16) -> Result<()> {
+    for version in ["-4", "-6"] {
+        let routes = host.sh(&format!("ip {version} route show"))?;
+        for route in routes.lines() {
+            let route = route.replace("linkdown", "");
+            host.ip(&format!("{version} route change {route} advmss {mss}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Joins all three by a bridge on the edge. The proxy's only interface is `transit`.

@@ -138,6 +138,7 @@ fn carry(
                         arrivals += 1;
                         waiting.insert((Instant::now() + delay, arrivals), frame);
                     }
+                    *counts.lock().unwrap_or_else(PoisonError::into_inner) = mangler.counts;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 // The device is down, or not up yet.
@@ -146,7 +147,6 @@ fn carry(
             deliver_due(&mut waiting, &mut to);
         }
         deliver_due(&mut waiting, &mut to);
-        *counts.lock().unwrap_or_else(PoisonError::into_inner) = mangler.counts;
         let timeout = waiting.keys().next().map_or(PollTimeout::NONE, |(due, _)| {
             // Rounded up: a poll that ends early would spin.
             let left = due.saturating_duration_since(Instant::now()) + Duration::from_micros(999);

@@ -282,11 +282,18 @@ pub struct Record {
     pub client: Address,
     /// The client's port, host byte order.
     pub client_port: u16,
-    /// 1: its sockets have done their work and are gone.
-    pub settled: u16,
+    /// [`HANDING_OVER`], [`SETTLED`] or [`LEFT`].
+    pub state: u16,
     /// Padding, 0.
     pub reserved: u32,
 }
+
+/// [`Record::state`]: our sockets have still something to hand over or to see acknowledged.
+pub const HANDING_OVER: u16 = 0;
+/// [`Record::state`]: they have not.
+pub const SETTLED: u16 = 1;
+/// [`Record::state`]: its daemon was taken over meanwhile, and has left it to the other.
+pub const LEFT: u16 = 2;
 
 /// What userspace tells the egress program of a socket that is about to connect. Value of
 /// `CONNECTING`, by the socket's cookie.

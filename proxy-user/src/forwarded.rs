@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use proxy_common::flow::{self as layout, Forward, SEEN_ENDED, SEEN_FIN, SEEN_RST, Tuple};
+use proxy_common::flow::{
+    self as layout, Forward, HANDING_OVER, LEFT, SEEN_ENDED, SEEN_FIN, SEEN_RST, SETTLED, Tuple,
+};
 use proxy_core::address::{Client, Peer, Upstream};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
@@ -214,6 +216,8 @@ impl Keeper {
 
     fn keep(&mut self, mut kept: Kept) {
         if self.handed_over {
+            kept.known.state = LEFT;
+            self.table.record(kept.flow, kept.known);
             kept.record.hand_over();
             return kept.identity.hand_over();
         }
@@ -309,7 +313,7 @@ impl Keeper {
         if let Some(lingering) = self.lingering.get(&flow).copied() {
             self.reset(flow, lingering.downstream, lingering.upstream);
         } else if let Some(known) = self.table.record_of(flow)
-            && known.settled == 1
+            && known.state == LEFT
         {
             self.adopt(flow, known);
         }
@@ -446,7 +450,19 @@ impl Keeper {
             direction.handed_over(handed_over);
         }
         let identity = self.steering.adopt(flow, known.upstream);
-        let lost = known.settled == 0 && standing(&down, &up) == Standing::Open;
+        let known = match known.state {
+            LEFT => {
+                let known = layout::Record {
+                    state: SETTLED,
+                    ..known
+                };
+                self.table.record(flow, known);
+                known
+            }
+            _ => known,
+        };
+        let lost =
+            known.state == HANDING_OVER && !matches!(standing(&down, &up), Standing::Over(_));
         self.keep(Kept {
             flow,
             known,

@@ -8,7 +8,7 @@ use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
-use proxy_common::flow::{Record, SEEN_FIN, SEEN_RST};
+use proxy_common::flow::{HANDING_OVER, Record, SEEN_FIN, SEEN_RST, SETTLED};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
@@ -28,30 +28,37 @@ const SETTLE: Duration = Duration::from_millis(2);
 const PIECE: usize = 64 << 10;
 
 /// Runs until neither socket has anything left to do, and closes both without a word. Returns how the flow
-/// ended, if it did (its peers are to be told), and the bytes handed over upstream and downstream.
+/// ended, if it did (its peers are to be told), and its record.
 pub(super) async fn run(
     engine: &PacketEngine,
     flow: Flow<'_>,
     number: u64,
-    record: &Record,
-) -> (Option<End>, [u64; 2]) {
+    mut record: Record,
+) -> (Option<End>, Record) {
+    let sockets = [&flow.downstream, &flow.upstream];
     let mut guard = Guard {
         up: Handover::default(),
         down: Handover::default(),
     };
     let end = loop {
-        if let Err(end) = guard.work(engine, &flow, number, record).await {
-            break Some(end);
-        }
+        let end = guard.work(engine, &flow, number, &record).await.err();
         // Killed from here on, the daemon leaves the flow as it is.
-        for socket in [&flow.downstream, &flow.upstream] {
+        for socket in sockets {
             let _ = repair::enter(socket);
         }
+        record.handed_over = [guard.up.bytes, guard.down.bytes];
+        if end.is_some() {
+            break end;
+        }
+        record.state = SETTLED;
+        engine.table.record(number, record);
         sleep(SETTLE).await;
-        if !has_arrived(&flow.downstream) && !has_arrived(&flow.upstream) {
+        if !sockets.into_iter().any(has_arrived) {
             break None;
         }
-        for socket in [&flow.downstream, &flow.upstream] {
+        record.state = HANDING_OVER;
+        engine.table.record(number, record);
+        for socket in sockets {
             let _ = repair::leave(socket);
         }
     };
@@ -60,7 +67,7 @@ pub(super) async fn run(
             tracing::debug!("closing a socket of flow {number}: {e}");
         }
     }
-    (end, [guard.up.bytes, guard.down.bytes])
+    (end, record)
 }
 
 fn has_arrived(socket: &TcpStream) -> bool {
@@ -174,7 +181,10 @@ impl Handover {
             if !has_arrived(from) && tcp::is_established(from).unwrap_or(false) {
                 return Ok(false);
             }
-            self.carry.resize(PIECE, 0);
+            // What is there, and one byte for what ends it: an idle flow is to hold no buffer.
+            let arrived = tcp::receive_queue(from).unwrap_or_default();
+            let length = usize::try_from(arrived).unwrap_or(PIECE).clamp(1, PIECE);
+            self.carry.resize(length, 0);
             let read = (&*SockRef::from(from)).read(&mut self.carry);
             self.carry.truncate(*read.as_ref().unwrap_or(&0));
             match read {

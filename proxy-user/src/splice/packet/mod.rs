@@ -14,7 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use proxy_common::flow::{Record, Tuple};
+use proxy_common::flow::{HANDING_OVER, Record, Tuple};
 use tokio::net::TcpStream;
 
 use super::progress::State;
@@ -78,7 +78,7 @@ pub(super) async fn run<'a>(
     let (up, down) = (progress.up(), progress.down());
     up.forwarded(Arc::clone(&engine.table), number, record.downstream);
     down.forwarded(Arc::clone(&engine.table), number, record.upstream);
-    let (end, handed_over) = guard::run(engine, flow, number, &record).await;
+    let (end, record) = guard::run(engine, flow, number, record).await;
     // The port is free for another connection now.
     let out = identity.unsteer();
     // Each as its socket had it: our own address first.
@@ -87,14 +87,6 @@ pub(super) async fn run<'a>(
         if let Err(e) = engine.conntrack.forget(own, peer) {
             tracing::debug!("{e}");
         }
-    }
-    let record = Record {
-        settled: 1,
-        handed_over,
-        ..record
-    };
-    if end.is_none() {
-        engine.table.record(number, record);
     }
     Ok(Forwarding {
         flow: number,
@@ -162,7 +154,7 @@ async fn switch(
         upstream: Tuple::new(addresses.backend, addresses.source),
         client: flow.client.ip().into(),
         client_port: flow.client.port(),
-        settled: 0,
+        state: HANDING_OVER,
         reserved: 0,
     };
     // From here on nothing waits: positions and entries belong to one moment.

@@ -142,6 +142,10 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         limits,
         registry,
     };
+    if let Err(e) = listener::open(&listener, args.listen) {
+        kernel.tear_down().await?;
+        return Err(e.into());
+    }
     tracing::info!(
         listen = %listener.local_addr().unwrap_or(args.listen),
         upstream = %args.upstream,

@@ -495,7 +495,7 @@ impl Keeper {
             let mut lost = None;
             for (side, key, towards) in way {
                 match self.paths.towards(IpAddr::from(towards)).await {
-                    Some(ifindex) => self.leave_by(flow, &key, ifindex),
+                    Some(way) => self.leave_by(flow, &key, way.ifindex),
                     None => lost = Some(side),
                 }
             }

@@ -28,7 +28,7 @@ const BACKLOG: i32 = 4096;
 /// ENFILE, ENOBUFS, ENOMEM), at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// Binds a listening socket. An IPv6 address accepts IPv6 only, except `::`, which accepts both.
+/// Binds a socket that is to listen ([`open`]). An IPv6 address accepts IPv6 only, except `::`, which accepts both.
 /// With `interface` only connections that arrive there are accepted.
 pub fn bind(address: SocketAddr, interface: Option<&str>) -> Result<TcpListener, ListenError> {
     let failed = |call| {
@@ -62,8 +62,18 @@ pub fn bind(address: SocketAddr, interface: Option<&str>) -> Result<TcpListener,
         .map_err(failed("TCP_NODELAY"))?;
     socket.set_nonblocking(true).map_err(failed("O_NONBLOCK"))?;
     socket.bind(&address.into()).map_err(failed("bind"))?;
-    socket.listen(BACKLOG).map_err(failed("listen"))?;
     TcpListener::from_std(socket.into()).map_err(failed("epoll"))
+}
+
+/// Listens, now that everything is ready for whoever connects.
+pub fn open(listener: &TcpListener, address: SocketAddr) -> Result<(), ListenError> {
+    SockRef::from(listener)
+        .listen(BACKLOG)
+        .map_err(|source| ListenError {
+            address,
+            call: "listen",
+            source,
+        })
 }
 
 /// Lets clients send no larger segments than `bytes` (RFC 9293, 3.7.1): a packet of theirs becomes one on

@@ -15,7 +15,16 @@ const REMEMBERED: usize = 65_536;
 pub struct Paths {
     netlink: Netlink,
     attached: Mutex<HashSet<u32>>,
-    routes: Mutex<HashMap<IpAddr, u32>>,
+    routes: Mutex<HashMap<IpAddr, Way>>,
+}
+
+/// The way to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// The interface that packets leave by.
+    pub ifindex: u32,
+    /// The largest packet that it takes, in bytes with IP header.
+    pub mtu: u32,
 }
 
 impl Paths {
@@ -41,24 +50,28 @@ impl Paths {
         lock(&self.attached).contains(&index)
     }
 
-    /// The interface that packets to `address` leave by, if the programs are on it.
-    pub async fn towards(&self, address: IpAddr) -> Option<u32> {
+    /// How packets to `address` leave, if the programs are on that interface.
+    pub async fn towards(&self, address: IpAddr) -> Option<Way> {
         let known = lock(&self.routes).get(&address).copied();
-        let index = match known {
-            Some(index) => index,
+        let way = match known {
+            Some(way) => way,
             None => {
                 let Ok(Route::Via(interface)) = self.netlink.route(address).await else {
                     return None;
+                };
+                let way = Way {
+                    ifindex: interface.index,
+                    mtu: interface.mtu,
                 };
                 let mut routes = lock(&self.routes);
                 if routes.len() >= REMEMBERED {
                     routes.clear();
                 }
-                routes.insert(address, interface.index);
-                interface.index
+                routes.insert(address, way);
+                way
             }
         };
-        self.is_attached(index).then_some(index)
+        self.is_attached(way.ifindex).then_some(way)
     }
 }
 

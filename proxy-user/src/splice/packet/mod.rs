@@ -22,7 +22,7 @@ use super::{End, EngineKind, Fallback, Flow};
 use crate::bpf::forwards::ForwardTable;
 use crate::bpf::tables::ReserveError;
 use crate::netlink::conntrack::Conntrack;
-use crate::paths::Paths;
+use crate::paths::{Paths, Way};
 use crate::steering::Identity;
 use crate::sys::{self, arrival, repair};
 
@@ -188,8 +188,8 @@ async fn switch(
     }
 }
 
-/// Reads where a connection is; its packets will leave by `ifindex`.
-fn leg(socket: &TcpStream, ifindex: u32) -> Result<Leg, Fallback> {
+/// Reads where a connection is; what comes from its peer will leave by `out`.
+fn leg(socket: &TcpStream, out: Way) -> Result<Leg, Fallback> {
     let read = || -> io::Result<Leg> {
         // The closing would lose a pending acknowledgement (of the header, usually).
         repair::acknowledge(socket)?;
@@ -201,7 +201,7 @@ fn leg(socket: &TcpStream, ifindex: u32) -> Result<Leg, Fallback> {
             write: positions.write,
             clock: clock(socket)?,
             cookie: sys::socket_cookie(socket)?,
-            ifindex,
+            out,
         })
     };
     read().map_err(|e| match e.kind() {

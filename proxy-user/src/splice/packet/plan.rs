@@ -4,6 +4,7 @@ use proxy_common::flow::{Forward, Record, SEEN_LESS};
 use proxy_common::segment::Shift;
 
 use super::super::Fallback;
+use crate::paths::Way;
 use crate::sys::repair::Negotiated;
 
 /// One connection of a flow, as it is at the switch.
@@ -20,8 +21,8 @@ pub(super) struct Leg {
     pub(super) clock: u32,
     /// Of our socket.
     pub(super) cookie: u64,
-    /// The interface that what comes from the peer leaves by.
-    pub(super) ifindex: u32,
+    /// How what comes from the peer leaves.
+    pub(super) out: Way,
 }
 
 /// Both connections of a flow.
@@ -43,11 +44,13 @@ impl Legs {
             return Err(Fallback::OptionsDiffer);
         }
         // The backend was asked for no larger segments than the client takes (`Connecting::mss`). What
-        // the client may send is known only now; a smaller path is for path MTU discovery to find, which
-        // works end to end, but a smaller maximum that the backend has asked for is to be kept.
+        // the client may send is known only now, and must fit our own link, where nobody would tell it, and
+        // the maximum that the backend has asked for. A path that is narrower elsewhere is for path MTU
+        // discovery to find, which works end to end.
         let headers = if ipv4 { 40 } else { 60 };
         let path_limits = up.largest_out + headers >= up.path_mtu;
-        if down.largest_in > up.largest_out && !path_limits {
+        let fits_link = down.largest_in + headers <= self.downstream.out.mtu;
+        if !fits_link || (down.largest_in > up.largest_out && !path_limits) {
             return Err(Fallback::SegmentsDiffer);
         }
         Ok(())
@@ -77,7 +80,7 @@ impl Legs {
                 known: 0,
                 ecn,
             },
-            ifindex: from.ifindex,
+            ifindex: from.out.ifindex,
             next_seq: from.read,
             acked: from.write,
             clock: to.clock,

@@ -204,6 +204,17 @@ impl Scene {
         self.limpid.wait_for_engine(&self.net.proxy, engine).await
     }
 
+    /// Waits until every open flow is in the hands of the packet engine, and the proxy's host has no socket
+    /// of it any more: what had come before the switch is handed over.
+    pub async fn wait_for_no_sockets(&self) -> Result<()> {
+        self.wait_for_engine(Engine::Packet).await?;
+        eventually("the proxy has no socket but listeners", || {
+            let sockets = self.net.proxy.sh("ss -tanH")?;
+            Ok(sockets.lines().all(|line| line.starts_with("LISTEN")))
+        })
+        .await
+    }
+
     /// Waits for `count` records, each of which must name `engine` and no fallback.
     pub async fn records_of(&self, count: usize, engine: Engine) -> Result<Vec<AccessLine>> {
         let lines = self.records(count).await?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use limpid_tests::firewall;
-use limpid_tests::net::{Family, Host, Plan, Topology};
+use limpid_tests::net::{Family, Plan, Topology};
 use limpid_tests::process::{cpu_ticks, eventually};
 use limpid_tests::programs::Engine;
 use limpid_tests::scene::{LISTEN, Pair, Scene};
@@ -141,11 +141,6 @@ async fn nothing_left(lab: Lab, family: Family) -> Result<()> {
             .await
             .with_context(|| format!("{:?}", left().map(|mut left| (left.len(), left.pop()))))?;
     }
-    ensure_no_socket(proxy)
-}
-
-/// The proxy's host has no TCP socket but listeners.
-fn ensure_no_socket(proxy: &Host) -> Result<()> {
     let sockets = proxy.sh("ss -tanH")?;
     let own: Vec<&str> = sockets
         .lines()
@@ -171,7 +166,7 @@ async fn no_socket(lab: Lab, family: Family) -> Result<()> {
     // What the first flow opens for all.
     let first = scene.enter().await?;
     scene.limpid.wait_for_flows(&scene.net.proxy, 1).await?;
-    scene.wait_for_engine(Engine::Packet).await?;
+    scene.wait_for_no_sockets().await?;
     let before = descriptors(pid)?;
     let count = usize::try_from(shrunk(100))?;
     let mut streams = vec![first];
@@ -182,14 +177,9 @@ async fn no_socket(lab: Lab, family: Family) -> Result<()> {
         .limpid
         .wait_for_flows(&scene.net.proxy, count + 1)
         .await?;
-    scene.wait_for_engine(Engine::Packet).await?;
-    // The guards close when what was said before the switch is acknowledged.
-    eventually("the daemon holds no descriptor of a flow", || {
-        Ok(descriptors(pid)? <= before)
-    })
-    .await
-    .with_context(|| format!("{:?} descriptors, {before} before", descriptors(pid)))?;
-    ensure_no_socket(&scene.net.proxy)?;
+    scene.wait_for_no_sockets().await?;
+    let now = descriptors(pid)?;
+    ensure!(now <= before, "{now} descriptors, {before} before");
 
     let cpu = cpu_ticks(pid)?;
     let talks = Talks::start(streams, Duration::from_millis(1));

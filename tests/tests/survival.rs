@@ -123,7 +123,7 @@ async fn enter(scene: &Scene, count: usize) -> Result<Vec<TcpStream>> {
     }
     let proxy = &scene.net.proxy;
     scene.limpid.wait_for_flows(proxy, count).await?;
-    scene.wait_for_engine(Engine::Packet).await?;
+    scene.wait_for_no_sockets().await?;
     Ok(streams)
 }
 
@@ -215,7 +215,7 @@ async fn killed_in_bulk(lab: Lab, family: Family) -> Result<()> {
         mut server,
         ..
     } = scene.open().await?;
-    scene.wait_for_engine(Engine::Packet).await?;
+    scene.wait_for_no_sockets().await?;
     // Slow enough to last for as long as all this.
     let slowly = |seed| {
         let mut flow = Flow::new(shrunk(40 << 20), seed);
@@ -254,41 +254,55 @@ async fn killed_in_bulk(lab: Lab, family: Family) -> Result<()> {
 /// Killed while connections are opened: what had been switched goes on, all else is closed, and nothing
 /// hangs.
 async fn killed_while_opening(lab: Lab, family: Family) -> Result<()> {
-    const CLIENTS: u64 = 60;
+    const CLIENTS: usize = 40;
     let daemons = Daemons::new(lab, family, &[]);
     let mut scene = daemons.first().await?;
     let _echo = scene.echo()?;
+    let old = Talks::start(enter(&scene, CLIENTS).await?, PAUSE);
     let mut opening = Vec::new();
-    // The last of them are still on their way when the daemon ends.
-    for seed in 0..CLIENTS {
+    for seed in 0..CLIENTS as u64 {
         let mut stream = scene.enter().await?;
         opening.push(tokio::spawn(async move {
             for round in 0..50 {
                 // A connection that was not switched yet ends with the daemon.
-                if talk::exchange(&mut stream, seed, round).await.is_err() {
+                if talk::exchange(&mut stream, 1000 + seed, round)
+                    .await
+                    .is_err()
+                {
                     return None;
                 }
-                sleep(Duration::from_millis(20)).await;
+                sleep(PAUSE).await;
             }
             Some(stream)
         }));
     }
+    // Some of them are done, some are on their way.
     scene.limpid.kill()?;
     let again = daemons.next(&scene, &[]).await?;
     let begun = Instant::now();
-    let mut streams = Vec::new();
+    let mut young = Vec::new();
     for talk in opening {
-        streams.extend(talk.await?);
+        young.extend(talk.await?);
     }
     let took = begun.elapsed();
     ensure!(took < scaled(PROMPT), "somebody waited for {took:?}");
-    ensure!(!streams.is_empty(), "no flow went on");
-    let adopted = again
-        .wait_for_flows(&scene.net.proxy, streams.len())
-        .await?;
-    ensure!(adopted.len() == streams.len(), "{adopted:?}");
-    let mut pair = scene.enter().await.context("a new one")?;
-    talk::exchange(&mut pair, 1000, 0).await.map(drop)
+    println!("{family}: {} of {CLIENTS} young flows went on", young.len());
+    let open = CLIENTS + young.len();
+    again.wait_for_flows(&scene.net.proxy, open).await?;
+    ensure!(
+        old.longest() < scaled(STALL),
+        "an old flow waited for {:?}",
+        old.longest()
+    );
+    drop(old.stop().await?);
+    drop(young);
+    let records = again.wait_for_access_lines(open).await?;
+    for record in &records {
+        let end = record.get("end")?;
+        ensure!(end == "fin" || end == "handover-lost", "{record:?}");
+    }
+    let mut new = scene.enter().await.context("a new one")?;
+    talk::exchange(&mut new, 2000, 0).await.map(drop)
 }
 
 /// Flows may end while nobody watches: the ends are told at once, and the next daemon logs them.
@@ -299,7 +313,7 @@ async fn ends_without_a_daemon(lab: Lab, family: Family) -> Result<()> {
     let mut by_client = scene.open().await?;
     let mut by_backend = scene.open().await?;
     let stays = scene.open().await?;
-    scene.wait_for_engine(Engine::Packet).await?;
+    scene.wait_for_no_sockets().await?;
     scene.limpid.kill()?;
     let (up, down) = (Flow::new(12_345, 1), Flow::new(54_321, 2));
     transfer::exchange(&mut by_fin.client, &mut by_fin.server, up, down).await?;
@@ -340,7 +354,7 @@ async fn adopted_flows_expire(lab: Lab, family: Family) -> Result<()> {
     let (up, down) = (Flow::new(700, 1), Flow::new(800, 2));
     tokio::try_join!(up.send(&mut idle.client), up.receive(&mut idle.server))?;
     tokio::try_join!(down.send(&mut half.server), down.receive(&mut half.client))?;
-    scene.wait_for_engine(Engine::Packet).await?;
+    scene.wait_for_no_sockets().await?;
     half.client.shutdown().await?;
     transfer::expect_end(&mut half.server).await?;
     scene.limpid.kill()?;
@@ -375,7 +389,7 @@ async fn adopted_flows_drain(lab: Lab, family: Family) -> Result<()> {
     let daemons = Daemons::new(lab, family, &["--drain-timeout=20s"]);
     let mut scene = daemons.first().await?;
     let mut pair = scene.open().await?;
-    scene.wait_for_engine(Engine::Packet).await?;
+    scene.wait_for_no_sockets().await?;
     scene.limpid.kill()?;
     let mut again = daemons.next(&scene, &[]).await?;
     again.process().signal(nix::sys::signal::Signal::SIGTERM)?;
@@ -400,7 +414,7 @@ async fn same_client_after(lab: Lab, family: Family) -> Result<()> {
     let mut scene = daemons.first().await?;
     let who = scene.new_client();
     let mut old = scene.open_as(Version::V2, who).await?;
-    scene.wait_for_engine(Engine::Packet).await?;
+    scene.wait_for_no_sockets().await?;
     scene.limpid.kill()?;
     let _again = daemons.next(&scene, &[]).await?;
     let mut new = scene.open_as(Version::V2, who).await?;
@@ -422,7 +436,7 @@ async fn another_layout(lab: Lab, family: Family) -> Result<()> {
     let daemons = Daemons::new(lab.clone(), family, &[]);
     let mut scene = daemons.first().await?;
     let mut pair = scene.open().await?;
-    scene.wait_for_engine(Engine::Packet).await?;
+    scene.wait_for_no_sockets().await?;
     scene.limpid.kill()?;
     let meta = scene.limpid.pins().join("meta").display().to_string();
     let future = ["map", "update", "pinned", &meta, "key", "0", "0", "0", "0"];

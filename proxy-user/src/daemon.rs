@@ -112,8 +112,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         half_close: args.half_close_timeout,
     };
     let (forwarded, told) = forwarded::channel();
-    let (mut kernel, parts) =
-        Kernel::set_up(&args, steer, &upstreams, &netlink, &forwarded).await?;
+    let mut kernel = Kernel::set_up(&args, steer, &upstreams, &netlink, &forwarded, None).await?;
     let engines = match kernel.engines(args.splice) {
         Ok(engines) => engines,
         Err(e) => {
@@ -121,8 +120,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
             return Err(e.into());
         }
     };
-    if let Some(parts) = parts {
-        let keeper = Keeper::new(told, parts, resets(), registry.clone(), limits);
+    if let Some(parts) = kernel.forwarded_parts()? {
+        let keeper = Keeper::new(told, parts, resets(), registry.clone(), limits, false);
         tokio::spawn(keeper.run());
     }
     if engines.has_packet() {

@@ -4,7 +4,7 @@
 //! may have been silent for too long, or until routes change; nothing is done per packet or per second.
 //! All that it must know is in pinned tables too, so that the next daemon can adopt them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,7 +49,13 @@ enum Message {
     Keep(Box<Kept>),
     RoutesChanged,
     Stop,
-    HandOver(oneshot::Sender<()>),
+    HandOver {
+        later: UnboundedSender<u64>,
+        done: oneshot::Sender<()>,
+    },
+    TakeBack,
+    Adopt(u64),
+    PredecessorGone,
 }
 
 /// A handle, and what the keeper is told by it.
@@ -92,12 +98,27 @@ impl Forwarded {
         self.tell(Message::Stop);
     }
 
-    /// Leaves every flow, and those to come, to another daemon.
-    pub async fn hand_over(&self) {
+    /// Leaves every flow to another daemon; those to come are told to `later`.
+    pub async fn hand_over(&self, later: UnboundedSender<u64>) {
         let (done, told) = oneshot::channel();
-        self.tell(Message::HandOver(done));
+        self.tell(Message::HandOver { later, done });
         // An error: there is no keeper, and so no flow.
         let _ = told.await;
+    }
+
+    /// The other daemon did not come: the flows are this one's again.
+    pub fn take_back(&self) {
+        self.tell(Message::TakeBack);
+    }
+
+    /// The daemon that was taken over has left another flow.
+    pub fn adopt(&self, flow: u64) {
+        self.tell(Message::Adopt(flow));
+    }
+
+    /// The daemon that was taken over is gone: whatever is still in the tables is this one's.
+    pub fn predecessor_gone(&self) {
+        self.tell(Message::PredecessorGone);
     }
 
     fn tell(&self, message: Message) {
@@ -151,11 +172,15 @@ pub struct Keeper {
     deadlines: DelayQueue<u64>,
     /// When to look again for routes that were missing.
     look_again: Option<Instant>,
-    handed_over: bool,
+    /// A daemon that was taken over still has flows.
+    predecessor: bool,
+    /// Another daemon has taken over, and is told of further flows.
+    successor: Option<UnboundedSender<u64>>,
 }
 
 impl Keeper {
-    /// One that is told by `told`, and has the flows that an earlier daemon has left.
+    /// One that is told by `told`, and has the flows that an earlier daemon has left; is that one, the
+    /// `predecessor`, still there?
     #[must_use]
     pub fn new(
         Told(told): Told,
@@ -163,6 +188,7 @@ impl Keeper {
         resets: Option<Resets>,
         registry: Registry,
         limits: Limits,
+        predecessor: bool,
     ) -> Self {
         let ForwardedParts {
             table,
@@ -183,7 +209,8 @@ impl Keeper {
             lingering: HashMap::new(),
             deadlines: DelayQueue::new(),
             look_again: None,
-            handed_over: false,
+            predecessor,
+            successor: None,
         };
         keeper.adopt_all();
         keeper
@@ -198,12 +225,19 @@ impl Keeper {
                     Message::Keep(kept) => self.keep(*kept),
                     Message::RoutesChanged => self.reroute().await,
                     Message::Stop => self.stop(),
-                    Message::HandOver(done) => {
-                        self.hand_over();
+                    Message::HandOver { later, done } => {
+                        self.hand_over(later);
                         let _ = done.send(());
                     }
+                    Message::TakeBack => {
+                        self.successor = None;
+                        self.adopt_all();
+                    }
+                    Message::Adopt(flow) => self.adopt_later(flow),
+                    Message::PredecessorGone => self.predecessor_gone(),
                 },
-                flow = self.events.next(), if !self.handed_over => self.look(flow),
+                // The ring has one reader.
+                flow = self.events.next(), if self.successor.is_none() => self.look(flow),
                 Some(expired) = self.deadlines.next(), if !self.deadlines.is_empty() => {
                     self.expired(expired.into_inner());
                 }
@@ -215,11 +249,14 @@ impl Keeper {
     }
 
     fn keep(&mut self, mut kept: Kept) {
-        if self.handed_over {
-            kept.known.state = LEFT;
-            self.table.record(kept.flow, kept.known);
-            kept.record.hand_over();
-            return kept.identity.hand_over();
+        if let Some(successor) = &self.successor
+            && kept.end.is_none()
+        {
+            let flow = kept.flow;
+            self.leave(kept);
+            // Gone itself: whoever comes next looks for what was left.
+            let _ = successor.send(flow);
+            return;
         }
         let (flow, end) = (kept.flow, kept.end.take());
         self.flows.insert(flow, kept);
@@ -312,10 +349,8 @@ impl Keeper {
     fn look_at_stranger(&mut self, flow: u64) {
         if let Some(lingering) = self.lingering.get(&flow).copied() {
             self.reset(flow, lingering.downstream, lingering.upstream);
-        } else if let Some(known) = self.table.record_of(flow)
-            && known.state == LEFT
-        {
-            self.adopt(flow, known);
+        } else {
+            self.adopt_left(flow);
         }
     }
 
@@ -385,14 +420,25 @@ impl Keeper {
         }
     }
 
-    fn hand_over(&mut self) {
-        self.handed_over = true;
+    fn hand_over(&mut self, later: UnboundedSender<u64>) {
+        self.successor = Some(later);
         self.lingering.clear();
         self.deadlines.clear();
-        for (_, kept) in self.flows.drain() {
-            kept.record.hand_over();
-            kept.identity.hand_over();
+        self.look_again = None;
+        for kept in std::mem::take(&mut self.flows).into_values() {
+            self.leave(kept);
         }
+    }
+
+    /// Makes a flow one that another daemon may adopt.
+    fn leave(&self, kept: Kept) {
+        let left = layout::Record {
+            state: LEFT,
+            ..kept.known
+        };
+        self.table.record(kept.flow, left);
+        kept.record.hand_over();
+        kept.identity.hand_over();
     }
 
     fn entries(&self, flow: u64, known: &layout::Record) -> (Option<Forward>, Option<Forward>) {
@@ -403,19 +449,58 @@ impl Keeper {
 
 /// Adopting what an earlier daemon has left.
 impl Keeper {
+    /// Adopts what may be adopted. While the earlier daemon is there, that is what it has left; the rest
+    /// is in its hands.
     fn adopt_all(&mut self) {
-        let mut adopted = 0;
+        // Entries first: those whose record is gone by then are of flows that are over.
+        let entries = self.table.entries();
+        let (mut recorded, mut adopted) = (HashSet::new(), 0);
         for (flow, known) in self.table.records() {
-            adopted += usize::from(self.adopt(flow, known));
+            let others = self.predecessor && known.state != LEFT;
+            if others || self.steering.is_open(flow) {
+                recorded.insert(flow);
+            } else if self.adopt(flow, known) {
+                recorded.insert(flow);
+                adopted += 1;
+            }
         }
         if adopted > 0 {
             tracing::info!("{adopted} flow(s) adopted");
         }
         // What lingered, or was lost halfway.
-        for (key, entry) in self.table.entries() {
-            if !self.flows.contains_key(&entry.flow) {
+        for (key, entry) in entries {
+            if !recorded.contains(&entry.flow) {
                 self.linger(entry.flow, key, entry.rewrite.reversed());
             }
+        }
+        if !self.predecessor {
+            self.steering.inherit();
+        }
+    }
+
+    fn predecessor_gone(&mut self) {
+        self.predecessor = false;
+        // Else it is the next daemon's, which will find it when this one is gone.
+        if self.successor.is_none() {
+            self.adopt_all();
+        }
+    }
+
+    /// The earlier daemon has told of a flow.
+    fn adopt_later(&mut self, flow: u64) {
+        match &self.successor {
+            Some(successor) => _ = successor.send(flow),
+            None => self.adopt_left(flow),
+        }
+    }
+
+    /// Adopts a flow, if the earlier daemon has left it.
+    fn adopt_left(&mut self, flow: u64) {
+        if !self.steering.is_open(flow)
+            && let Some(known) = self.table.record_of(flow)
+            && known.state == LEFT
+        {
+            self.adopt(flow, known);
         }
     }
 

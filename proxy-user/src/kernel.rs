@@ -1,6 +1,6 @@
 //! What the daemon has in the kernel: programs, tables, interfaces; set up, tended and removed.
 
-use std::collections::HashSet;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub struct Kernel {
     bpf: Result<Bpf, String>,
     tc: Option<Tc>,
     changes: Changes,
-    _lock: Option<pins::Lock>,
+    lock: Option<pins::Lock>,
 }
 
 /// What there is where the tc programs run.
@@ -70,40 +70,57 @@ pub struct ForwardedParts {
     pub steering: Arc<Steering>,
 }
 
+/// What a daemon that takes over gets from the other.
+pub struct Inherited {
+    /// The locked folder of the pins.
+    pub folder: OwnedFd,
+    /// The claim on the instance's filters, if it has any.
+    pub filters: Option<OwnedFd>,
+    /// There may be flows in the tables.
+    pub steers: bool,
+}
+
 impl Kernel {
-    /// Sets up what these arguments need. `steer`: backends see the clients' addresses.
+    /// Sets up what these arguments need, and what is `inherited`. `steer`: backends see the clients'
+    /// addresses.
+    ///
+    /// A daemon that takes over shares what is pinned with the other until [`Self::take_over`].
     pub async fn set_up(
         args: &RunArgs,
         steer: bool,
         upstreams: &[Upstream],
         netlink: &Netlink,
         forwarded: &Forwarded,
-    ) -> Result<(Self, Option<ForwardedParts>), RunError> {
+        inherited: Option<Inherited>,
+    ) -> Result<Self, RunError> {
         let with = |bpf, lock| Self {
             bpf,
             tc: None,
             changes: futures_util::stream::pending().boxed(),
-            _lock: lock,
+            lock,
         };
-        if !steer && args.splice == Choice::Copy {
-            return Ok((with(Err("not needed".to_owned()), None), None));
+        let inherits = inherited.is_some();
+        let forwards = matches!(args.splice, Choice::Auto | Choice::Packet)
+            || inherited.as_ref().is_some_and(|theirs| theirs.steers);
+        if !steer && args.splice == Choice::Copy && !inherits {
+            return Ok(with(Err("not needed".to_owned()), None));
         }
-        let optional = !steer && args.splice == Choice::Auto;
-        let mut kernel = match Self::load(args) {
+        let optional = !steer && args.splice == Choice::Auto && !inherits;
+        let mut kernel = match Self::load(args, inherited) {
             Ok((bpf, lock)) => with(Ok(bpf), Some(lock)),
             // Without BPF one can still copy.
-            Err(e) if optional => return Ok((with(Err(e.to_string()), None), None)),
+            Err(e) if optional => return Ok(with(Err(e.to_string()), None)),
             Err(e) => return Err(e),
         };
-        if !steer && args.splice == Choice::Sockmap {
-            return Ok((kernel, None));
+        if !steer && !forwards {
+            return Ok(kernel);
         }
-        match kernel.attach_tc(args, upstreams, netlink, forwarded).await {
-            Ok(parts) => Ok((kernel, Some(parts))),
+        let attached = kernel.attach_tc(args, forwards, upstreams, netlink, forwarded);
+        match attached.await {
+            Ok(()) => Ok(kernel),
             Err(e) if optional => {
                 tracing::warn!("the engine packet is not used: {e}");
-                kernel.tc = None;
-                Ok((kernel, None))
+                Ok(kernel)
             }
             Err(e) => {
                 kernel.tear_down().await?;
@@ -112,16 +129,24 @@ impl Kernel {
         }
     }
 
-    fn load(args: &RunArgs) -> Result<(Bpf, pins::Lock), RunError> {
+    fn load(args: &RunArgs, inherited: Option<Inherited>) -> Result<(Bpf, pins::Lock), RunError> {
         let pins = Pins::new(&args.bpffs.bpffs, &args.instance.instance);
-        pins.create()?;
-        let lock = pins.lock()?;
+        let (lock, filters) = match inherited {
+            None => {
+                pins.create()?;
+                (pins.lock()?, None)
+            }
+            Some(theirs) => (pins.lock_with(theirs.folder)?, theirs.filters),
+        };
         let log_level = tracing::level_filters::LevelFilter::current();
         let options = bpf::Options {
             max_flows: args.max_flows,
             log_level,
         };
         let mut bpf = Bpf::load(pins, &options)?;
+        if let Some(filters) = filters {
+            bpf.claim_filters(filters);
+        }
         bpf.forward_log();
         Ok((bpf, lock))
     }
@@ -129,17 +154,17 @@ impl Kernel {
     async fn attach_tc(
         &mut self,
         args: &RunArgs,
+        forwards: bool,
         upstreams: &[Upstream],
         netlink: &Netlink,
         forwarded: &Forwarded,
-    ) -> Result<ForwardedParts, RunError> {
+    ) -> Result<(), RunError> {
         let bpf = match &mut self.bpf {
             Ok(bpf) => bpf,
             Err(reason) => return Err(RunError::NoBpf(reason.clone())),
         };
-        let (table, events) = bpf.forwards()?;
-        let left: HashSet<u64> = table.records().into_iter().map(|(flow, _)| flow).collect();
-        let forwards = matches!(args.splice, Choice::Auto | Choice::Packet) || !left.is_empty();
+        let table = bpf.forwards()?;
+        let forwards = forwards || !table.records().is_empty();
         let downstream = forwards.then(|| Downstream {
             listen: args.listen.ip().to_canonical(),
             named: args.downstream_interface.clone(),
@@ -158,7 +183,6 @@ impl Kernel {
             bpf.flow_table()?,
             Arc::clone(&table),
             args.max_flows as usize,
-            &left,
         );
         match netlink::changes() {
             Ok(changes) => self.changes = changes,
@@ -166,17 +190,65 @@ impl Kernel {
         }
         self.tc = Some(Tc {
             interfaces,
-            steering: Arc::clone(&steering),
-            table: Arc::clone(&table),
-            paths: Arc::clone(&paths),
+            steering,
+            table,
+            paths,
             forwarded: forwarded.clone(),
         });
-        Ok(ForwardedParts {
-            table,
-            events,
-            paths,
-            steering,
-        })
+        Ok(())
+    }
+
+    /// What the keeper of forwarded flows needs; `None` where there can be none. To be called once,
+    /// when no other daemon keeps them any more.
+    pub fn forwarded_parts(&mut self) -> Result<Option<ForwardedParts>, RunError> {
+        let (Some(tc), Ok(bpf)) = (&self.tc, &mut self.bpf) else {
+            return Ok(None);
+        };
+        Ok(Some(ForwardedParts {
+            table: Arc::clone(&tc.table),
+            events: bpf.events()?,
+            paths: Arc::clone(&tc.paths),
+            steering: Arc::clone(&tc.steering),
+        }))
+    }
+
+    /// The locked folder of the pins, if there is one.
+    #[must_use]
+    pub fn folder(&self) -> Option<BorrowedFd<'_>> {
+        self.lock.as_ref()?.folder()
+    }
+
+    /// The claim on the instance's filters, if there are any.
+    #[must_use]
+    pub fn filters(&self) -> Option<BorrowedFd<'_>> {
+        self.bpf.as_ref().ok()?.filters()
+    }
+
+    /// May there be flows in the tables?
+    #[must_use]
+    pub fn steers(&self) -> bool {
+        self.tc.is_some()
+    }
+
+    /// The other daemon has let go: what is pinned is this one's.
+    pub fn take_over(&mut self) {
+        if let Some(lock) = &mut self.lock {
+            lock.make_ours();
+        }
+    }
+
+    /// Lets go of what is pinned: it is another daemon's now, that of our last sockets too.
+    pub fn hand_over(&mut self) {
+        if let Some(lock) = &mut self.lock {
+            lock.release();
+        }
+        if let Ok(bpf) = &mut self.bpf {
+            bpf.release_filters();
+        }
+    }
+
+    fn is_ours(&self) -> bool {
+        self.lock.as_ref().is_some_and(pins::Lock::is_ours)
     }
 
     /// Whose address backends see, and where that is entered.
@@ -226,7 +298,8 @@ impl Kernel {
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Changes come in bursts: the first sets the time at which all are acted upon.
         let mut due = Instant::now() + VERIFY;
-        let mut changed = false;
+        // Perhaps, while nobody looked.
+        let mut changed = true;
         loop {
             tokio::select! {
                 _ = sweep.tick() => {
@@ -248,8 +321,9 @@ impl Kernel {
     }
 
     async fn attach(&mut self, netlink: &Netlink, changed: bool) {
+        let ours = self.is_ours();
         if let (Some(tc), Ok(bpf)) = (&mut self.tc, &mut self.bpf) {
-            if let Err(e) = tc.interfaces.attach(bpf, netlink).await {
+            if ours && let Err(e) = tc.interfaces.attach(bpf, netlink).await {
                 tracing::warn!("following the interfaces: {e}");
             }
             if changed {
@@ -270,8 +344,12 @@ impl Kernel {
             .unwrap_or(0)
     }
 
-    /// Removes everything from the kernel, once the last sockets have closed.
+    /// Removes everything from the kernel, once the last sockets have closed; nothing that is another
+    /// daemon's.
     pub async fn tear_down(self) -> Result<(), RunError> {
+        if !self.is_ours() {
+            return Ok(());
+        }
         // Entries of a flow whose backend never closes do not hold up the end.
         let closed = async {
             while self.sweep().await > 0 {

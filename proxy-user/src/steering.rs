@@ -10,7 +10,6 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -105,7 +104,8 @@ pub struct Steering {
     max_flows: usize,
     /// Ports that the kernel gives to sockets that do not ask for one.
     local_ports: RangeInclusive<u16>,
-    open: AtomicUsize,
+    /// The flows that are this daemon's: those with an [`Identity`].
+    open: Mutex<HashSet<u64>>,
     lingering: Mutex<HashMap<Tuple, Lingering>>,
 }
 
@@ -138,18 +138,27 @@ impl Offer {
 }
 
 impl Steering {
-    /// Takes over the table, with what an earlier daemon has left in it; the entries of flows in
-    /// `forwarded` are to be adopted ([`Self::adopt`]), the others linger.
+    /// A table with what an earlier daemon has left in it, which stays as it is until
+    /// [`Self::inherit`].
     #[must_use]
-    pub fn new(
-        table: FlowTable,
-        forwards: Arc<ForwardTable>,
-        max_flows: usize,
-        forwarded: &HashSet<u64>,
-    ) -> Arc<Self> {
-        let mut lingering = HashMap::new();
-        for (tuple, entry) in table.entries() {
-            if forwarded.contains(&entry.flow) {
+    pub fn new(table: FlowTable, forwards: Arc<ForwardTable>, max_flows: usize) -> Arc<Self> {
+        Arc::new(Self {
+            table,
+            forwards,
+            max_flows,
+            local_ports: sys::local_ports(),
+            open: Mutex::default(),
+            lingering: Mutex::default(),
+        })
+    }
+
+    /// The earlier daemon is gone: the entries of its sockets linger, and none of them will connect any
+    /// more. Those of flows that were adopted ([`Self::adopt`]) are ours by now.
+    pub fn inherit(&self) {
+        let entries = self.table.entries();
+        let mut lingering = self.lingering();
+        for (tuple, entry) in entries {
+            if self.is_open(entry.flow) {
                 continue;
             }
             let (reply, out) = match entry.action {
@@ -164,18 +173,20 @@ impl Steering {
                 established: true,
             };
             let known = lingering.entry(reply).or_insert(flow);
-            known.out = known.out.or(out);
+            if known.flow == flow.flow {
+                known.out = known.out.or(out);
+            } else {
+                *known = flow;
+            }
         }
-        table.withdraw_all();
-        let (open, lingering) = (AtomicUsize::new(0), Mutex::new(lingering));
-        Arc::new(Self {
-            table,
-            forwards,
-            max_flows,
-            local_ports: sys::local_ports(),
-            open,
-            lingering,
-        })
+        drop(lingering);
+        self.table.withdraw_all_but(|flow| self.is_open(flow));
+    }
+
+    /// Is the flow this daemon's?
+    #[must_use]
+    pub fn is_open(&self, flow: u64) -> bool {
+        lock(&self.open).contains(&flow)
     }
 
     /// Gives the connection that `socket` is about to make the address of `client`, and its port
@@ -230,7 +241,7 @@ impl Steering {
         ports: impl Iterator<Item = u16>,
     ) -> Result<Identity, ClaimError> {
         let flow = sys::socket_cookie(socket).map_err(ClaimError::Cookie)?;
-        let place = self.place()?;
+        let place = self.place(flow)?;
         if self.lingering().len() >= self.max_flows {
             self.forget_closed();
         }
@@ -246,7 +257,6 @@ impl Steering {
                 Ok(()) => {
                     return Ok(Identity {
                         place,
-                        flow,
                         reply,
                         out: None,
                         established: false,
@@ -263,10 +273,12 @@ impl Steering {
     /// The identity of a flow that another daemon has left in the tables; `reply` is what the backend's
     /// packets carry.
     pub fn adopt(self: &Arc<Self>, flow: u64, reply: Tuple) -> Identity {
-        self.open.fetch_add(1, Ordering::Relaxed);
+        lock(&self.open).insert(flow);
         Identity {
-            place: Place(Arc::clone(self)),
-            flow,
+            place: Place {
+                steering: Arc::clone(self),
+                flow,
+            },
             reply,
             out: None,
             established: true,
@@ -275,12 +287,17 @@ impl Steering {
     }
 
     /// A place among the flows that may be open at once.
-    fn place(self: &Arc<Self>) -> Result<Place, ClaimError> {
-        if self.open.fetch_add(1, Ordering::Relaxed) >= self.max_flows {
-            self.open.fetch_sub(1, Ordering::Relaxed);
+    fn place(self: &Arc<Self>, flow: u64) -> Result<Place, ClaimError> {
+        let mut open = lock(&self.open);
+        if open.len() >= self.max_flows {
             return Err(ClaimError::TooMany(self.max_flows));
         }
-        Ok(Place(Arc::clone(self)))
+        open.insert(flow);
+        drop(open);
+        Ok(Place {
+            steering: Arc::clone(self),
+            flow,
+        })
     }
 
     fn reserve(&self, flow: u64, connecting: Connecting) -> Result<(), ReserveError> {
@@ -375,17 +392,18 @@ impl Steering {
     }
 
     fn lingering(&self) -> MutexGuard<'_, HashMap<Tuple, Lingering>> {
-        self.lingering
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.lingering)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A flow's place in the table, for as long as its upstream socket is open.
 #[derive(Debug)]
 pub struct Identity {
     place: Place,
-    flow: u64,
     reply: Tuple,
     out: Option<Tuple>,
     established: bool,
@@ -405,11 +423,14 @@ enum Fate {
 
 /// One of the flows that may be open at once.
 #[derive(Debug)]
-struct Place(Arc<Steering>);
+struct Place {
+    steering: Arc<Steering>,
+    flow: u64,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        lock(&self.steering.open).remove(&self.flow);
     }
 }
 
@@ -423,9 +444,9 @@ impl Identity {
     /// Was the connection that this socket has made, or has tried to make, really steered? If not,
     /// its packets took a way without our programs and showed the proxy's address.
     pub fn confirm(&mut self, local: SocketAddr) -> bool {
-        self.steering().table.withdraw(self.flow);
+        self.steering().table.withdraw(self.place.flow);
         let out = Tuple::new(local, self.reply.source());
-        let steered = self.steering().entry(&out, self.flow).is_some();
+        let steered = self.steering().entry(&out, self.place.flow).is_some();
         if steered {
             self.out = Some(out);
             self.established = true;
@@ -437,7 +458,7 @@ impl Identity {
     /// on this host: from our address to the backend's.
     pub fn unsteer(&mut self) -> Option<(SocketAddr, SocketAddr)> {
         let out = self.out.take()?;
-        if self.steering().entry(&out, self.flow).is_some() {
+        if self.steering().entry(&out, self.place.flow).is_some() {
             self.steering().table.remove(&out);
         }
         Some((out.source(), out.destination()))
@@ -448,7 +469,7 @@ impl Identity {
         self.fate = Fate::Go;
     }
 
-    /// Another daemon has adopted the flow.
+    /// The flow is another daemon's now.
     pub fn hand_over(mut self) {
         self.fate = Fate::Stay;
     }
@@ -458,21 +479,21 @@ impl Identity {
     pub fn packets(&self) -> (u64, u64) {
         let count = |tuple: &Tuple| {
             self.steering()
-                .entry(tuple, self.flow)
+                .entry(tuple, self.place.flow)
                 .map_or(0, |e| e.packets)
         };
         (self.out().as_ref().map_or(0, count), count(&self.reply))
     }
 
     fn steering(&self) -> &Steering {
-        &self.place.0
+        &self.place.steering
     }
 
     /// The `STEER_OUT` entry's key: known to us once confirmed, and before that to the program that
     /// has completed the reply's entry when the SYN left.
     fn out(&self) -> Option<Tuple> {
         self.out.or_else(|| {
-            let entry = self.steering().entry(&self.reply, self.flow)?;
+            let entry = self.steering().entry(&self.reply, self.place.flow)?;
             (entry.seen & SEEN_SYN != 0).then(|| entry.rewrite.reversed())
         })
     }
@@ -480,13 +501,13 @@ impl Identity {
 
 impl Drop for Identity {
     fn drop(&mut self) {
-        self.steering().table.withdraw(self.flow);
+        self.steering().table.withdraw(self.place.flow);
         match self.fate {
             Fate::Linger => {}
             Fate::Stay => return,
             Fate::Go => {
                 let flow = Lingering {
-                    flow: self.flow,
+                    flow: self.place.flow,
                     out: self.out,
                     established: true,
                 };
@@ -494,7 +515,7 @@ impl Drop for Identity {
             }
         }
         let flow = Lingering {
-            flow: self.flow,
+            flow: self.place.flow,
             out: self.out(),
             established: self.established,
         };

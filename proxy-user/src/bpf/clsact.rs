@@ -8,7 +8,7 @@
 //! there, and stays where limpid's filters are gone: then it is not the one that limpid added.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
@@ -57,7 +57,20 @@ pub enum ClsactError {
 /// The lock on the pins does not do for filters: they are the namespace's, the bpffs is the mount
 /// namespace's. An abstract socket name is the network namespace's too, and goes with the process.
 #[derive(Debug)]
-pub(super) struct Claim(#[expect(dead_code, reason = "held for its drop")] UnixDatagram);
+pub(super) struct Claim(UnixDatagram);
+
+/// What another process hands over.
+impl From<OwnedFd> for Claim {
+    fn from(socket: OwnedFd) -> Self {
+        Self(socket.into())
+    }
+}
+
+impl AsFd for Claim {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl Claim {
     pub(super) fn new(instance: &str) -> Result<Self, ClsactError> {

@@ -9,7 +9,7 @@
 //! * [`probe`]: what this kernel offers.
 
 use std::error::Error;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use aya::maps::{Array, MapData, PerCpuArray};
@@ -211,12 +211,31 @@ impl Bpf {
         FlowTable::take(&mut self.ebpf)
     }
 
-    /// The engine `packet`'s tables, and what happens to the flows in them.
-    pub fn forwards(&mut self) -> Result<(ForwardTable, Events), LoadError> {
-        Ok((
-            ForwardTable::take(&mut self.ebpf)?,
-            Events::take(&mut self.ebpf)?,
-        ))
+    /// The engine `packet`'s tables.
+    pub fn forwards(&mut self) -> Result<ForwardTable, LoadError> {
+        ForwardTable::take(&mut self.ebpf)
+    }
+
+    /// What happens to the flows in them. The ring buffer is read from where it is at this call: no
+    /// other daemon may read it any more.
+    pub fn events(&mut self) -> Result<Events, LoadError> {
+        Events::take(&mut self.ebpf)
+    }
+
+    /// The claim on the instance's filters in this network namespace, if there are any: for the daemon
+    /// that takes over.
+    pub fn filters(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.clsact.as_ref()?.as_fd())
+    }
+
+    /// With the claim of the daemon that is taken over.
+    pub fn claim_filters(&mut self, claim: OwnedFd) {
+        self.clsact = Some(claim.into());
+    }
+
+    /// Another daemon has the claim.
+    pub fn release_filters(&mut self) {
+        self.clsact = None;
     }
 
     /// The engine `sockmap`; `SPLICES` is pinned for people to look at. Its sockets leave with this

@@ -7,16 +7,16 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use thiserror::Error;
 
 use crate::netlink::tc::Hook;
+use crate::sys;
 
 /// Why the folder for the pins is not usable.
 #[derive(Debug, Error)]
@@ -48,6 +48,15 @@ pub enum PinsError {
         /// The instance.
         instance: String,
         /// Its folder.
+        path: String,
+    },
+    /// The running daemon pins elsewhere.
+    #[error(
+        "the running limpid's pins are not in {path}: name its --bpffs, and start this one in the same \
+         mount namespace"
+    )]
+    Elsewhere {
+        /// Where they were expected.
         path: String,
     },
     /// A folder or file could not be made or removed.
@@ -180,20 +189,38 @@ impl Pins {
         let file = |e| PinsError::file("lock", &self.root, e);
         let folder =
             fs::File::open(&self.root).map_err(|e| PinsError::file("open", &self.root, e))?;
-        let folder = match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
-            Ok(folder) => folder,
-            Err((_, Errno::EWOULDBLOCK)) => return Err(in_use()),
-            Err((_, e)) => return Err(file(e.into())),
-        };
+        if !sys::try_lock(&folder).map_err(file)? {
+            return Err(in_use());
+        }
         // A limpid that was just ending may have removed it under us.
         let locked = folder.metadata().map_err(file)?.ino();
         if fs::metadata(&self.root).map_err(file)?.ino() != locked {
             return Err(in_use());
         }
         Ok(Lock {
-            folder: Some(folder),
+            folder: Some(folder.into()),
             pins: self.clone(),
+            ours: true,
         })
+    }
+
+    /// The claim that another daemon still has, and hands over in `folder`.
+    pub fn lock_with(&self, folder: OwnedFd) -> Result<Lock, PinsError> {
+        let file = |e| PinsError::file("open", &self.root, e);
+        let folder = fs::File::from(folder);
+        let theirs = folder.metadata().map_err(file)?;
+        let here = fs::metadata(&self.root);
+        if here.is_ok_and(|here| (here.dev(), here.ino()) == (theirs.dev(), theirs.ino())) {
+            Ok(Lock {
+                folder: Some(folder.into()),
+                pins: self.clone(),
+                ours: false,
+            })
+        } else {
+            Err(PinsError::Elsewhere {
+                path: self.root.display().to_string(),
+            })
+        }
     }
 
     /// Removes the links of an interface. None there is not an error.
@@ -261,17 +288,47 @@ impl Pins {
     }
 }
 
-/// The claim on an instance's folder.
+/// The claim on an instance's folder. Two processes have it while one takes over from the other; it is
+/// one of them that removes the folder.
 ///
 /// The last one to leave a BPF file system that limpid mounted unmounts it.
 #[derive(Debug)]
 pub struct Lock {
-    folder: Option<Flock<fs::File>>,
+    folder: Option<OwnedFd>,
     pins: Pins,
+    ours: bool,
+}
+
+impl Lock {
+    /// May this process remove what is in the folder?
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.ours
+    }
+
+    /// It may from now on: the other process has let go.
+    pub fn make_ours(&mut self) {
+        self.ours = true;
+    }
+
+    /// It may not any more: another process has the claim.
+    pub fn release(&mut self) {
+        self.ours = false;
+        self.folder = None;
+    }
+
+    /// What another process needs to have the claim; `None` after [`Self::release`].
+    #[must_use]
+    pub fn folder(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.folder.as_ref()?.as_fd())
+    }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
+        if !self.ours {
+            return;
+        }
         // Empty, where nothing was pinned.
         if let Err(e) = self.pins.remove_folders() {
             tracing::warn!("{e}");

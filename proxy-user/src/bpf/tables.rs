@@ -68,12 +68,14 @@ impl FlowTable {
         let _ = lock(&self.connecting).remove(&flow);
     }
 
-    /// Withdraws all: those that another daemon announced.
-    pub fn withdraw_all(&self) {
+    /// Withdraws all that are not to `stay`: those that another daemon announced.
+    pub fn withdraw_all_but(&self, stay: impl Fn(u64) -> bool) {
         let mut connecting = lock(&self.connecting);
         let flows: Vec<u64> = connecting.keys().flatten().collect();
         for flow in flows {
-            let _ = connecting.remove(&flow);
+            if !stay(flow) {
+                let _ = connecting.remove(&flow);
+            }
         }
     }
 

@@ -6,12 +6,13 @@
 )]
 
 pub mod arrival;
+pub mod descriptors;
 pub mod repair;
 pub mod splice;
 
 use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -21,6 +22,36 @@ use tokio::io::unix::AsyncFd;
 /// The socket's cookie (`SO_COOKIE`): unique for this boot, over all network namespaces.
 pub fn socket_cookie(socket: &impl AsFd) -> io::Result<u64> {
     SockRef::from(socket).cookie()
+}
+
+/// The network namespace of a socket, by a number that is unique for this boot (`SO_NETNS_COOKIE`,
+/// Linux 5.14).
+pub fn network_namespace(socket: &impl AsFd) -> io::Result<u64> {
+    let (mut cookie, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the kernel writes at most `len` bytes, to an integer of that size.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    splice::check(result)?;
+    Ok(cookie)
+}
+
+/// Locks an open file for whoever has it open (flock(2)), also after it was handed to another process; until
+/// nobody has. False: it is locked already.
+pub fn try_lock(file: &impl AsFd) -> io::Result<bool> {
+    // SAFETY: no memory is involved.
+    let result = unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    match splice::check(result) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// Makes closing a connection send a RST and throw away what is queued (`SO_LINGER` 0; RFC 9293,

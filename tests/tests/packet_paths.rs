@@ -115,12 +115,16 @@ fn main() -> ExitCode {
                 mtu(lab, transit, inside, family)
             });
         }
-        suite.test(format!("router_upstream_{family}"), &[], move |lab| {
-            router_upstream(lab, family)
-        });
-        suite.test(format!("router_downstream_{family}"), &[], move |lab| {
-            router_downstream(lab, family)
-        });
+        for (name, at_once) in [("", false), ("at_once_", true)] {
+            suite.test(format!("router_upstream_{name}{family}"), &[], move |lab| {
+                router_upstream(lab, at_once, family)
+            });
+            suite.test(
+                format!("router_downstream_{name}{family}"),
+                &[],
+                move |lab| router_downstream(lab, at_once, family),
+            );
+        }
         suite.test(format!("own_address_{family}"), &[], move |lab| {
             own_address(lab, family)
         });
@@ -231,15 +235,18 @@ async fn mtu(lab: Lab, transit: u16, inside: u16, family: Family) -> Result<()> 
 }
 
 /// A router before the backend takes less than both cables of the proxy: what it says to the client that
-/// it has never heard of must reach the real one.
-async fn router_upstream(lab: Lab, family: Family) -> Result<()> {
+/// it has never heard of must reach the real one; and the proxy's own socket, where bytes are sent `at_once`
+/// and it hands them over.
+async fn router_upstream(lab: Lab, at_once: bool, family: Family) -> Result<()> {
     let plan = Plan {
         router_mtu: Some(1300),
         ..Plan::default()
     };
     let scene = Scene::with(&lab, family, &plan, packet).await?;
     let mut pair = scene.open().await?;
-    scene.wait_for_engine(Engine::Packet).await?;
+    if !at_once {
+        scene.wait_for_no_sockets().await?;
+    }
     bulk_without_a_stall(&mut pair, shrunk(4 << 20)).await?;
     let client = scene.net.edge.sh("ss -tinH state established")?;
     ensure!(
@@ -250,7 +257,7 @@ async fn router_upstream(lab: Lab, family: Family) -> Result<()> {
 }
 
 /// The same on the other side: the edge is the router, and the connection comes from behind it.
-async fn router_downstream(lab: Lab, family: Family) -> Result<()> {
+async fn router_downstream(lab: Lab, at_once: bool, family: Family) -> Result<()> {
     let scene = Scene::with(&lab, family, &Plan::default(), packet).await?;
     scene.net.enable_forwarding()?;
     let client = scene.net.client_ip(family);
@@ -259,7 +266,9 @@ async fn router_downstream(lab: Lab, family: Family) -> Result<()> {
         .edge
         .ip(&format!("route add {client} dev outside mtu 1300"))?;
     let mut pair = open_from_behind_the_edge(&scene).await?;
-    scene.wait_for_engine(Engine::Packet).await?;
+    if !at_once {
+        scene.wait_for_no_sockets().await?;
+    }
     bulk_without_a_stall(&mut pair, shrunk(4 << 20)).await?;
     let backend = scene.net.backend.sh("ss -tinH state established")?;
     ensure!(

@@ -1,6 +1,10 @@
 //! `limpid run`: everything set up, in an order that leaves nothing behind when a step fails; the
-//! accept loop; the orderly end.
+//! accept loop; the orderly end, or another daemon in this one's place.
 
+use std::future::pending;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +12,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy_core::address::Upstream;
 use proxy_core::header::{Decoder, LimitError, Limits as HeaderLimits};
 use proxy_core::trust::TrustedPeers;
+use socket2::Socket;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,13 +30,14 @@ use crate::flow::{self, Service};
 use crate::forwarded::{self, Keeper};
 use crate::header::AcceptProxy;
 use crate::interfaces::InterfacesError;
-use crate::kernel::Kernel;
-use crate::listener::{self, ListenError};
+use crate::kernel::{Inherited, Kernel};
+use crate::listener::{self, InheritError, ListenError};
 use crate::netlink::{Netlink, NetlinkError, Route};
 use crate::registry::Registry;
 use crate::reset::Resets;
 use crate::resolve::{ResolveError, resolve};
 use crate::splice::{EnginesError, Limits};
+use crate::takeover::{self, Deed, Estate, Predecessor, Preparing, Successor, TakeOverError};
 use crate::upstream::Connector;
 
 /// Why the daemon did not start.
@@ -59,6 +65,24 @@ pub enum RunError {
     /// The address cannot be listened on.
     #[error("--listen: {0}")]
     Listen(#[from] ListenError),
+    /// The running daemon is not taken over.
+    #[error("--take-over: {0}")]
+    TakeOver(#[from] TakeOverError),
+    /// The running daemon's socket is not the one to listen at.
+    #[error("--take-over: {0}")]
+    Inherit(#[from] InheritError),
+    /// The running daemon's tables cannot be used.
+    #[error(
+        "--take-over: the tables of the running limpid have layout version {found}, this one needs \
+         {expected}. The running one goes on. To change versions, stop it (its flows get \
+         --drain-timeout to end), then start this one"
+    )]
+    OtherLayout {
+        /// The version in the pins.
+        found: u32,
+        /// This program's.
+        expected: u32,
+    },
     /// There is no control socket.
     #[error("--control: {0}")]
     Control(#[from] ControlError),
@@ -104,28 +128,59 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
 
     let netlink = Netlink::open()?;
     let upstreams = reachable(&netlink, resolve(&args.upstream).await?, steer).await?;
-    let control = Server::bind(&args.control.path(&args.instance)).await?;
-    let listener = listener::bind(args.listen, args.downstream_interface.as_deref())?;
+    let path = args.control.path(&args.instance);
+    let Place {
+        mut control,
+        listener,
+        inherited,
+        deed,
+    } = Place::of(&args, &path).await?;
     let registry = Registry::default();
     let limits = Limits {
         idle: args.idle_timeout,
         half_close: args.half_close_timeout,
     };
     let (forwarded, told) = forwarded::channel();
-    let mut kernel = Kernel::set_up(&args, steer, &upstreams, &netlink, &forwarded, None).await?;
-    let engines = match kernel.engines(args.splice) {
-        Ok(engines) => engines,
+    let takes_over = deed.is_some();
+    let kernel = Kernel::set_up(&args, steer, &upstreams, &netlink, &forwarded, inherited);
+    let mut kernel = match kernel.await {
+        Err(RunError::Load(LoadError::LayoutVersion {
+            found, expected, ..
+        })) if takes_over => return Err(RunError::OtherLayout { found, expected }),
+        kernel => kernel?,
+    };
+    let rest = async {
+        let engines = kernel.engines(args.splice)?;
+        let predecessor = match deed {
+            Some(deed) => Some(deed.take(forwarded.clone()).await?),
+            None => None,
+        };
+        kernel.take_over();
+        match kernel.forwarded_parts()? {
+            Some(parts) => {
+                let registry = registry.clone();
+                let keeper = Keeper::new(told, parts, resets(), registry, limits, takes_over);
+                tokio::spawn(keeper.run());
+            }
+            None => drop(told),
+        }
+        if engines.has_packet() {
+            kernel.clamp_segments(&listener, &netlink).await;
+        }
+        let listener = listener::open(listener, args.listen)?;
+        Ok((engines, predecessor, listener))
+    };
+    let (engines, predecessor, listener) = match rest.await {
+        Ok(rest) => rest,
         Err(e) => {
             kernel.tear_down().await?;
-            return Err(e.into());
+            return Err(e);
         }
     };
-    if let Some(parts) = kernel.forwarded_parts()? {
-        let keeper = Keeper::new(told, parts, resets(), registry.clone(), limits, false);
-        tokio::spawn(keeper.run());
-    }
-    if engines.has_packet() {
-        kernel.clamp_segments(&listener, &netlink).await;
+    if predecessor.is_some()
+        && let Err(e) = control.move_to(&path)
+    {
+        tracing::warn!("--control: {e}");
     }
     let service = Service {
         accept_proxy,
@@ -141,10 +196,6 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         limits,
         registry,
     };
-    if let Err(e) = listener::open(&listener, args.listen) {
-        kernel.tear_down().await?;
-        return Err(e.into());
-    }
     tracing::info!(
         listen = %listener.local_addr().unwrap_or(args.listen),
         upstream = %args.upstream,
@@ -159,12 +210,45 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         places,
         control,
         signals,
+        predecessor,
         drain: args.drain_timeout,
     };
     daemon.run(listener, &mut kernel, &netlink).await;
     kernel.tear_down().await?;
     tracing::info!("ended");
     Ok(())
+}
+
+/// Where a daemon talks and listens, and what it has from the one before.
+struct Place {
+    control: Server,
+    listener: Socket,
+    inherited: Option<Inherited>,
+    /// The way to take the place, where another daemon still has it.
+    deed: Option<Deed>,
+}
+
+impl Place {
+    async fn of(args: &RunArgs, path: &Path) -> Result<Self, RunError> {
+        let (address, interface) = (args.listen, args.downstream_interface.as_deref());
+        if args.take_over {
+            if let Some(heritage) = takeover::ask(path).await? {
+                return Ok(Self {
+                    control: Server::bind_beside(path, heritage.folder_made).await?,
+                    listener: listener::inherit(heritage.listener, address, interface)?,
+                    inherited: heritage.kernel,
+                    deed: Some(heritage.deed),
+                });
+            }
+            tracing::info!("there is no limpid to take over: an ordinary start");
+        }
+        Ok(Self {
+            control: Server::bind(path).await?,
+            listener: listener::bind(address, interface)?,
+            inherited: None,
+            deed: None,
+        })
+    }
 }
 
 /// A daemon that is set up.
@@ -175,26 +259,106 @@ struct Daemon {
     places: Arc<Semaphore>,
     control: Server,
     signals: Signals,
+    /// Whom it has taken over.
+    predecessor: Option<Predecessor>,
     drain: Duration,
 }
 
 impl Daemon {
-    /// Serves until a signal comes and the flows have ended.
+    /// Serves until a signal comes, or another daemon, and the flows have ended.
     async fn run(mut self, listener: TcpListener, kernel: &mut Kernel, netlink: &Netlink) {
-        let registry = &self.service.registry;
-        let flows = TaskTracker::new();
-        let stop = CancellationToken::new();
-        tokio::select! {
-            () = accept(&listener, &self.service, &self.places, &flows, &stop) => {}
-            () = self.control.serve(registry) => {}
-            () = kernel.tend(netlink, Some(&listener)) => {}
-            name = self.signals.next() => tracing::info!("{name}: no more connections are accepted"),
-        }
+        let flows = Flows::default();
+        let successor = self.serve(&listener, &flows, kernel, netlink).await;
         drop(listener);
+        let drain = Drain {
+            flows: &flows,
+            service: &self.service,
+            signals: &mut self.signals,
+            predecessor: self.predecessor.as_mut(),
+        };
         tokio::select! {
-            () = drain(&flows, &self.service, &stop, self.drain, &mut self.signals) => {}
-            () = self.control.serve(registry) => {}
+            () = drain.run(successor, self.drain) => {}
+            () = self.control.serve(&self.service.registry, None) => {}
             () = kernel.tend(netlink, None) => {}
+        }
+    }
+
+    /// Serves until a signal comes, or another daemon has taken over.
+    async fn serve(
+        &mut self,
+        listener: &TcpListener,
+        flows: &Flows,
+        kernel: &mut Kernel,
+        netlink: &Netlink,
+    ) -> Option<Successor> {
+        let registry = &self.service.registry;
+        let (asked, mut candidates) = mpsc::unbounded_channel();
+        let mut preparing: Option<Preparing> = None;
+        loop {
+            let ready = async {
+                match &mut preparing {
+                    Some(candidate) => candidate.is_ready().await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = accept(listener, &self.service, &self.places, flows) => {}
+                () = self.control.serve(registry, Some(&asked)) => {}
+                () = kernel.tend(netlink, Some(listener)) => {}
+                name = self.signals.next() => {
+                    tracing::info!("{name}: no more connections are accepted");
+                    return None;
+                }
+                Some(candidate) = candidates.recv() => {
+                    let estate = Estate {
+                        listener: listener.as_fd(),
+                        folder: kernel.folder(),
+                        filters: kernel.filters(),
+                        steers: kernel.steers(),
+                        folder_made: self.control.folder_made(),
+                    };
+                    // An error: it has given up already.
+                    if preparing.is_some() {
+                        let _ = candidate.refuse("another limpid is about to take over").await;
+                    } else {
+                        preparing = candidate.offer(&estate).await.ok();
+                    }
+                }
+                ready = ready => {
+                    let taken = preparing.take().filter(|_| ready);
+                    match taken {
+                        Some(candidate) => {
+                            if let Some(successor) = hand_over(&self.service, candidate, kernel).await {
+                                return Some(successor);
+                            }
+                        }
+                        None => tracing::info!("the limpid that was to take over has given up"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Leaves flows and pins to a daemon that is ready for them.
+async fn hand_over(
+    service: &Service,
+    candidate: Preparing,
+    kernel: &mut Kernel,
+) -> Option<Successor> {
+    let (later, told) = mpsc::unbounded_channel();
+    service.forwarded.hand_over(later).await;
+    match candidate.succeed(told).await {
+        Ok(successor) => {
+            kernel.hand_over();
+            let left = service.registry.len();
+            tracing::info!("taken over by another limpid: {left} flow(s) stay until they end");
+            Some(successor)
+        }
+        Err(e) => {
+            tracing::warn!("the limpid that was to take over is gone: {e}");
+            service.forwarded.take_back();
+            None
         }
     }
 }
@@ -251,13 +415,12 @@ async fn accept(
     listener: &TcpListener,
     service: &Arc<Service>,
     places: &Arc<Semaphore>,
-    flows: &TaskTracker,
-    stop: &CancellationToken,
+    flows: &Flows,
 ) {
     while let Ok(place) = Arc::clone(places).acquire_owned().await {
         let accepted = listener::accept(listener).await;
-        let (service, stop) = (Arc::clone(service), stop.clone());
-        flows.spawn(async move {
+        let (service, stop) = (Arc::clone(service), flows.stop.clone());
+        flows.tasks.spawn(async move {
             flow::serve(service, accepted, stop).await;
             drop(place);
         });
@@ -270,32 +433,70 @@ fn flows_for(descriptors: usize) -> usize {
     (descriptors.saturating_sub(64) / 2).clamp(1, Semaphore::MAX_PERMITS)
 }
 
-/// Lets open flows end by themselves for a while, then resets them.
-async fn drain(
-    flows: &TaskTracker,
-    service: &Service,
-    stop: &CancellationToken,
-    deadline: Duration,
-    signals: &mut Signals,
-) {
-    let registry = &service.registry;
-    flows.close();
-    let ended = async {
-        flows.wait().await;
-        registry.emptied().await;
-    };
-    tokio::select! {
-        () = ended => return,
-        () = sleep(deadline) => tracing::info!("{} flow(s) left after {deadline:?}: reset", registry.len()),
-        name = signals.next() => tracing::info!("{name} again: {} flow(s) reset", registry.len()),
-    }
-    stop.cancel();
-    service.forwarded.stop();
-    flows.wait().await;
-    // A flow that was just being handed over.
-    service.forwarded.stop();
-    registry.emptied().await;
+/// The flows of this daemon that have sockets.
+#[derive(Default)]
+struct Flows {
+    tasks: TaskTracker,
+    /// Resets them.
+    stop: CancellationToken,
 }
+
+/// The end of a daemon.
+struct Drain<'a> {
+    flows: &'a Flows,
+    service: &'a Service,
+    signals: &'a mut Signals,
+    predecessor: Option<&'a mut Predecessor>,
+}
+
+impl Drain<'_> {
+    /// Lets open flows end by themselves until the deadline, then resets them. After another daemon has
+    /// taken over there is none: flows may take as long as they want.
+    async fn run(mut self, successor: Option<Successor>, mut deadline: Duration) {
+        let registry = &self.service.registry;
+        let tasks = &self.flows.tasks;
+        tasks.close();
+        let predecessor = self.predecessor.as_ref().map(|other| other.gone());
+        let mut ended = pin!(async {
+            tasks.wait().await;
+            registry.emptied().await;
+            if let Some(gone) = predecessor {
+                gone.await;
+            }
+        });
+        if let Some(mut successor) = successor {
+            tokio::select! {
+                () = &mut ended => return,
+                name = self.signals.next() => tracing::info!("{name}: flows have {deadline:?} to end"),
+                () = successor.wants_end() => deadline = Duration::ZERO,
+            }
+        }
+        tokio::select! {
+            () = ended => return,
+            () = sleep(deadline) => tracing::info!("{} flow(s) left after {deadline:?}: reset", registry.len()),
+            name = self.signals.next() => tracing::info!("{name} again: {} flow(s) reset", registry.len()),
+        }
+        self.reset().await;
+    }
+
+    async fn reset(&mut self) {
+        self.flows.stop.cancel();
+        self.service.forwarded.stop();
+        self.flows.tasks.wait().await;
+        if let Some(predecessor) = &mut self.predecessor {
+            predecessor.end().await;
+            if timeout(PREDECESSOR, predecessor.gone()).await.is_err() {
+                tracing::warn!("the limpid that was taken over does not end");
+            }
+        }
+        // Those that were just being handed over.
+        self.service.forwarded.stop();
+        self.service.registry.emptied().await;
+    }
+}
+
+/// How long a daemon that was taken over may take to reset its flows.
+const PREDECESSOR: Duration = Duration::from_secs(5);
 
 /// SIGTERM, SIGINT, and SIGHUP: a terminal that is closed asks for an end in order, too.
 struct Signals {

@@ -1,6 +1,6 @@
 //! What the daemon has in the kernel: programs, tables, interfaces; set up, tended and removed.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,6 +71,7 @@ pub struct ForwardedParts {
 }
 
 /// What a daemon that takes over gets from the other.
+#[derive(Debug)]
 pub struct Inherited {
     /// The locked folder of the pins.
     pub folder: OwnedFd,
@@ -283,7 +284,7 @@ impl Kernel {
     }
 
     /// Lets clients send no larger segments than the way to the backends takes.
-    pub async fn clamp_segments(&self, listener: &TcpListener, netlink: &Netlink) {
+    pub async fn clamp_segments(&self, listener: &impl AsFd, netlink: &Netlink) {
         let Some(tc) = &self.tc else { return };
         if let Some(largest) = tc.interfaces.largest_segment(netlink).await
             && let Err(e) = listener::clamp_segments(listener, largest)

@@ -4,7 +4,8 @@
 //! `proxy_core::trust`), [`upstream`], [`splice`], [`forwarded`] for what needs no sockets any more,
 //! [`record`]; [`flow`] strings them together. Beside it: [`steering`] with [`interfaces`], [`paths`] and
 //! [`netlink`], the BPF side in [`kernel`] and [`bpf`], system calls in [`sys`] and [`reset`], and what an
-//! operator talks to in [`cli`], [`control`] and [`daemon`].
+//! operator talks to in [`cli`], [`control`] and [`daemon`]; [`takeover`] is what two daemons say to each
+//! other.
 
 pub mod bpf;
 pub mod cli;
@@ -25,4 +26,5 @@ pub mod resolve;
 pub mod splice;
 pub mod steering;
 pub mod sys;
+pub mod takeover;
 pub mod upstream;

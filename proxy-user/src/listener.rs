@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use proxy_core::address::{Listener, Peer};
@@ -10,6 +11,7 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 
 use crate::flow::Accepted;
+use crate::sys;
 
 /// Why nothing can be accepted at an address.
 #[derive(Debug, Error)]
@@ -21,6 +23,44 @@ pub struct ListenError {
     source: io::Error,
 }
 
+/// Why the listening socket of another daemon cannot be used.
+#[derive(Debug, Error)]
+pub enum InheritError {
+    /// It listens elsewhere.
+    #[error("the running limpid listens on {theirs}, and this one is to listen on {ours}")]
+    Address {
+        /// Where it listens.
+        theirs: SocketAddr,
+        /// What was asked for.
+        ours: SocketAddr,
+    },
+    /// It accepts what comes by other interfaces.
+    #[error(
+        "the running limpid accepts connections from {}, and this one is to accept them from {}",
+        interface_name(.theirs),
+        interface_name(.ours)
+    )]
+    Interface {
+        /// The interface that it is bound to, if any.
+        theirs: Option<String>,
+        /// What was asked for.
+        ours: Option<String>,
+    },
+    /// It is in another network namespace.
+    #[error("the running limpid is in another network namespace")]
+    Namespace,
+    /// The kernel does not tell, or the socket cannot be waited for.
+    #[error("the running limpid's listening socket: {0}")]
+    Socket(#[from] io::Error),
+}
+
+fn interface_name(name: &Option<String>) -> String {
+    name.as_ref().map_or_else(
+        || "any interface".to_owned(),
+        |name| format!("interface {name}"),
+    )
+}
+
 /// Connections waiting to be accepted; `net.core.somaxconn` may cap it.
 const BACKLOG: i32 = 4096;
 
@@ -28,9 +68,9 @@ const BACKLOG: i32 = 4096;
 /// ENFILE, ENOBUFS, ENOMEM), at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// Binds a socket that is to listen ([`open`]). An IPv6 address accepts IPv6 only, except `::`, which accepts both.
-/// With `interface` only connections that arrive there are accepted.
-pub fn bind(address: SocketAddr, interface: Option<&str>) -> Result<TcpListener, ListenError> {
+/// Binds a socket that is to listen ([`open`]). An IPv6 address accepts IPv6 only, except `::`, which
+/// accepts both. With `interface` only connections that arrive there are accepted.
+pub fn bind(address: SocketAddr, interface: Option<&str>) -> Result<Socket, ListenError> {
     let failed = |call| {
         move |source| ListenError {
             address,
@@ -62,23 +102,54 @@ pub fn bind(address: SocketAddr, interface: Option<&str>) -> Result<TcpListener,
         .map_err(failed("TCP_NODELAY"))?;
     socket.set_nonblocking(true).map_err(failed("O_NONBLOCK"))?;
     socket.bind(&address.into()).map_err(failed("bind"))?;
-    TcpListener::from_std(socket.into()).map_err(failed("epoll"))
+    Ok(socket)
+}
+
+/// The listening socket of another daemon, if it is what [`bind`] would have made.
+pub fn inherit(
+    socket: OwnedFd,
+    address: SocketAddr,
+    interface: Option<&str>,
+) -> Result<Socket, InheritError> {
+    let socket = Socket::from(socket);
+    let here = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if sys::network_namespace(&here)? != sys::network_namespace(&socket)? {
+        return Err(InheritError::Namespace);
+    }
+    let theirs = socket.local_addr()?.as_socket();
+    let theirs = theirs.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+    let any_port = address.port() == 0;
+    if theirs.ip() != address.ip() || !(any_port || theirs.port() == address.port()) {
+        let ours = address;
+        return Err(InheritError::Address { theirs, ours });
+    }
+    let theirs = socket.device()?;
+    let theirs = theirs.map(|name| String::from_utf8_lossy(&name).into_owned());
+    if theirs.as_deref() != interface {
+        let ours = interface.map(str::to_owned);
+        return Err(InheritError::Interface { theirs, ours });
+    }
+    Ok(socket)
 }
 
 /// Listens, now that everything is ready for whoever connects.
-pub fn open(listener: &TcpListener, address: SocketAddr) -> Result<(), ListenError> {
-    SockRef::from(listener)
-        .listen(BACKLOG)
-        .map_err(|source| ListenError {
+pub fn open(socket: Socket, address: SocketAddr) -> Result<TcpListener, ListenError> {
+    let failed = |call| {
+        move |source| ListenError {
             address,
-            call: "listen",
+            call,
             source,
-        })
+        }
+    };
+    socket.listen(BACKLOG).map_err(failed("listen"))?;
+    // Not earlier: of a socket that does not listen epoll says that it is closed, and tokio never
+    // forgets that.
+    TcpListener::from_std(socket.into()).map_err(failed("epoll"))
 }
 
 /// Lets clients send no larger segments than `bytes` (RFC 9293, 3.7.1): a packet of theirs becomes one on
 /// the way to a backend.
-pub fn clamp_segments(listener: &TcpListener, bytes: u32) -> io::Result<()> {
+pub fn clamp_segments(listener: &impl AsFd, bytes: u32) -> io::Result<()> {
     SockRef::from(listener).set_tcp_mss(bytes)
 }
 

@@ -122,6 +122,17 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1..=8_388_608))]
     pub max_flows: u32,
 
+    /// Take the place of the limpid that runs with the same --instance (and --control, --bpffs): its
+    /// listening socket and its flows. No connection is refused or reset. Flows that it must carry
+    /// itself stay with it, and it ends after the last of them. Where none runs, this is an ordinary
+    /// start.
+    ///
+    /// The other options may differ, except --listen and --downstream-interface. Until the new limpid has
+    /// set everything up the old one goes on, and it keeps its place where the new one fails. Numbers of
+    /// flows start again. A limpid whose pinned tables have another layout cannot be taken over.
+    #[arg(long)]
+    pub take_over: bool,
+
     /// Format of the log and of the access lines in it, on standard error. Levels are set by the environment
     /// variable `RUST_LOG` (default `info`; `access=off` silences the access lines).
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
@@ -154,4 +165,7 @@ Examples:
     limpid run --listen 0.0.0.0:25565 --accept-proxy --trust 192.0.2.0/24 --upstream 172.18.0.2:25565
 
   The other end of that road, near the players:
-    limpid run --listen 0.0.0.0:25565 --upstream origin.example.net:25565 --send-proxy v2";
+    limpid run --listen 0.0.0.0:25565 --upstream origin.example.net:25565 --send-proxy v2
+
+  A new version, or other options, while players play: the same command line once more, with
+    limpid run --take-over ...";

@@ -9,10 +9,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::{Command, FlowView, Request, Response, VERSION};
+use super::{Command, FlowView, Request, Response, VERSION, line};
 
 /// How long an answer may take.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub const TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read, in bytes: some hundred thousand flows.
 const ANSWER_LIMIT: u64 = 256 << 20;
 
@@ -36,6 +36,9 @@ pub enum AskError {
     /// The answer cannot be read.
     #[error("the limpid at {0} answers something else: {1}")]
     Answer(PathBuf, #[source] serde_json::Error),
+    /// The answer is that to another request.
+    #[error("the limpid at {0} answers what it was not asked")]
+    OtherAnswer(PathBuf),
     /// It refuses.
     #[error("the limpid at {0} refuses: {1}")]
     Refused(PathBuf, String),
@@ -52,19 +55,26 @@ pub async fn flows(path: &Path) -> Result<Vec<FlowView>, AskError> {
         .map_err(|_| AskError::Timeout(path.to_owned()))??;
     match serde_json::from_slice(&answer) {
         Ok(Response::Flows(flows)) => Ok(flows),
+        Ok(Response::TakeOver(_)) => Err(AskError::OtherAnswer(path.to_owned())),
         Ok(Response::Error(e)) => Err(AskError::Refused(path.to_owned(), e)),
         Err(e) => Err(AskError::Answer(path.to_owned(), e)),
     }
 }
 
-async fn ask(path: &Path, request: &Request) -> Result<Vec<u8>, AskError> {
+/// Connects, and sends a request.
+pub async fn request(path: &Path, request: &Request) -> Result<UnixStream, AskError> {
     let broken = |e| AskError::Io(path.to_owned(), e);
     let mut stream = UnixStream::connect(path)
         .await
         .map_err(|e| AskError::Connect(path.to_owned(), e))?;
-    let mut line = serde_json::to_vec(request).map_err(|e| broken(e.into()))?;
-    line.push(b'\n');
+    let line = line(request).map_err(broken)?;
     stream.write_all(&line).await.map_err(broken)?;
+    Ok(stream)
+}
+
+async fn ask(path: &Path, what: &Request) -> Result<Vec<u8>, AskError> {
+    let broken = |e| AskError::Io(path.to_owned(), e);
+    let stream = request(path, what).await?;
     let mut answer = Vec::new();
     let mut reader = stream.take(ANSWER_LIMIT + 1);
     reader.read_to_end(&mut answer).await.map_err(broken)?;

@@ -1,11 +1,15 @@
 //! The control socket: how `limpid flows` asks a running daemon.
 //!
 //! One request and one response a connection, each a line of JSON with the protocol's version. The
-//! socket is its owner's alone (mode 0600).
+//! socket is its owner's alone (mode 0600). A daemon that takes over goes on talking: [`crate::takeover`].
 //!
 //! A request that is not understood gets an answer that says so.
 
+use std::io;
+
 use serde::{Deserialize, Serialize};
+
+use crate::takeover::Offer;
 
 pub mod client;
 pub mod server;
@@ -31,6 +35,8 @@ pub struct Request {
 pub enum Command {
     /// The open flows.
     Flows,
+    /// The place of this daemon.
+    TakeOver,
 }
 
 /// What is answered.
@@ -39,8 +45,17 @@ pub enum Command {
 pub enum Response {
     /// The open flows, oldest first.
     Flows(Vec<FlowView>),
-    /// The request was not understood, or is of another version.
+    /// What comes with this line, and is shared from now on.
+    TakeOver(Offer),
+    /// The request was not understood, is of another version, or cannot be answered now.
     Error(String),
+}
+
+/// A message as it is sent: JSON, and the end of the line.
+pub fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 /// A flow, as `limpid flows --json` prints it.

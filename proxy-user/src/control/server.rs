@@ -13,10 +13,12 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::timeout;
 
 use super::{Command, FOLDER, FlowView, Request, Response, VERSION};
 use crate::registry::{Flow, Registry};
+use crate::takeover::Candidate;
 
 /// How long a request may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,6 +47,7 @@ pub enum ControlError {
 #[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
+    /// Where its file is.
     path: PathBuf,
     /// Device and inode.
     identity: (u64, u64),
@@ -76,14 +79,41 @@ impl Server {
         })
     }
 
-    /// Answers requests; never returns.
-    pub async fn serve(&self, registry: &Registry) {
+    /// Listens beside `path`, where another daemon has its socket, until [`Self::move_to`].
+    pub async fn bind_beside(path: &Path, folder_made: bool) -> Result<Self, ControlError> {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".new");
+        let mut server = Self::bind(Path::new(&beside)).await?;
+        server.folder_made = folder_made;
+        Ok(server)
+    }
+
+    /// Puts the socket in the place of the one at `path`: there is always one that answers.
+    pub fn move_to(&mut self, path: &Path) -> Result<(), ControlError> {
+        fs::rename(&self.path, path).map_err(|e| ControlError::Bind(path.to_owned(), e))?;
+        path.clone_into(&mut self.path);
+        Ok(())
+    }
+
+    /// Was its folder made for it?
+    #[must_use]
+    pub fn folder_made(&self) -> bool {
+        self.folder_made
+    }
+
+    /// Answers requests; never returns. Daemons that ask to take over go to `candidates`; without, they
+    /// are refused.
+    pub async fn serve(
+        &self,
+        registry: &Registry,
+        candidates: Option<&UnboundedSender<Candidate>>,
+    ) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let registry = registry.clone();
+                    let (registry, candidates) = (registry.clone(), candidates.cloned());
                     tokio::spawn(async move {
-                        if let Err(e) = answer(stream, &registry).await {
+                        if let Err(e) = answer(stream, &registry, candidates).await {
                             tracing::debug!("control socket: {e}");
                         }
                     });
@@ -158,8 +188,12 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-async fn answer(stream: UnixStream, registry: &Registry) -> io::Result<()> {
-    let (reader, mut writer) = stream.into_split();
+async fn answer(
+    mut stream: UnixStream,
+    registry: &Registry,
+    candidates: Option<UnboundedSender<Candidate>>,
+) -> io::Result<()> {
+    let (reader, mut writer) = stream.split();
     let mut line = Vec::new();
     let mut reader = BufReader::new(reader.take(REQUEST_LIMIT + 1));
     timeout(REQUEST_TIMEOUT, reader.read_until(b'\n', &mut line)).await??;
@@ -167,10 +201,17 @@ async fn answer(stream: UnixStream, registry: &Registry) -> io::Result<()> {
         Ok(Command::Flows) => {
             Response::Flows(registry.list().iter().map(|flow| view(flow)).collect())
         }
+        Ok(Command::TakeOver) => match candidates {
+            Some(candidates) => {
+                // Fails at the end of the daemon, which ends the connection.
+                let _ = candidates.send(Candidate::new(stream));
+                return Ok(());
+            }
+            None => Response::Error("it is ending, or taken over already".to_owned()),
+        },
         Err(refusal) => Response::Error(refusal),
     };
-    let mut bytes = serde_json::to_vec(&response)?;
-    bytes.push(b'\n');
+    let bytes = super::line(&response)?;
     timeout(REQUEST_TIMEOUT, writer.write_all(&bytes)).await?
 }
 

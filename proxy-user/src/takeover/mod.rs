@@ -1,0 +1,71 @@
+//! One daemon takes the place of another (`limpid run --take-over`), and no connection notices.
+//!
+//! The new one asks at the control socket of the old one, and both go on talking, in lines of JSON:
+//!
+//! | from | says | |
+//! |---|---|---|
+//! | new | the request `take-over` | |
+//! | old | an [`Offer`], with descriptors | the listening socket and the claims on pins and filters are shared; the old one goes on as before |
+//! | new | `go` | its programs are in force; nothing is left that could fail |
+//! | old | `yours` | it accepts no more, and has left its flows without sockets |
+//! | old | `{"flow": N}` | a flow of its last ones needs no sockets any more, either |
+//! | new | `end` | it ends itself: what the old one still has is to be reset |
+//!
+//! The end of the connection tells the new one that the old one is gone: before `yours` that it has
+//! kept everything, afterwards that the tables hold nothing of its any more.
+//!
+//! Until `go` the new one may fail, for whatever reason, and nothing has happened. Connections that come
+//! between `go` and the new one's first accept wait in the backlog, which is the socket's and not a
+//! process's. Flows that need sockets (the engines `sockmap` and `copy`, or whose header or upstream is
+//! waited for) stay with the old one until they end; then it ends itself.
+//!
+//! * [`successor`]: the new one, seen from the old one.
+//! * [`predecessor`]: the old one, seen from the new one.
+
+use serde::{Deserialize, Serialize};
+
+mod predecessor;
+mod successor;
+
+pub use predecessor::{Deed, Heritage, Predecessor, TakeOverError, ask};
+pub use successor::{Candidate, Estate, Preparing, Successor};
+
+/// What a daemon that is taken over shares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Offer {
+    /// The descriptors that come with it.
+    pub descriptors: Vec<Descriptor>,
+    /// There may be flows in the pinned tables.
+    pub steers: bool,
+    /// The folder of the control socket was made for it.
+    pub folder_made: bool,
+}
+
+/// What a descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Descriptor {
+    /// The listening socket.
+    Listener,
+    /// The locked folder of the pins.
+    Pins,
+    /// The claim on the filters of this network namespace.
+    Filters,
+}
+
+/// What the old daemon says after its offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum FromOld {
+    Yours,
+    Flow(u64),
+}
+
+/// What the new daemon says after its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum FromNew {
+    Go,
+    End,
+}

@@ -1,0 +1,196 @@
+//! The daemon that is taken over, seen from the one that takes over.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{Descriptor, FromNew, FromOld, Offer};
+use crate::control::client::{self, AskError, TIMEOUT};
+use crate::control::{Command, Request, Response, VERSION, line};
+use crate::forwarded::Forwarded;
+use crate::kernel::Inherited;
+use crate::sys::descriptors;
+
+/// How long the other daemon may take to let go of its flows: a system call or two each.
+const LETTING_GO: Duration = Duration::from_secs(30);
+
+/// The longest offer, in bytes.
+const OFFER_LIMIT: usize = 4096;
+
+/// Why a running daemon was not taken over. It goes on as before.
+#[derive(Debug, Error)]
+pub enum TakeOverError {
+    /// It refuses, or there was no answer.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// What it offers cannot be used.
+    #[error("the limpid at {0} offers {1}")]
+    Offer(PathBuf, &'static str),
+    /// It has ended meanwhile, or is about to.
+    #[error("the running limpid has not let go: it has ended or is ending; start again")]
+    Gone,
+}
+
+/// Asks the daemon whose control socket is at `path` for its place; `None` where there is none.
+pub async fn ask(path: &Path) -> Result<Option<Heritage>, TakeOverError> {
+    let asked = timeout(TIMEOUT, ask_one(path)).await;
+    match asked.map_err(|_| AskError::Timeout(path.to_owned()))? {
+        Ok(heritage) => Ok(Some(heritage)),
+        Err(TakeOverError::Ask(AskError::Connect(_, e))) if is_nobody(&e) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Nobody listens there: there is no socket, or that of a daemon that was killed.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
+}
+
+async fn ask_one(path: &Path) -> Result<Heritage, TakeOverError> {
+    let request = Request {
+        version: VERSION,
+        command: Command::TakeOver,
+    };
+    let stream = client::request(path, &request).await?;
+    let (answer, parts) = receive(&stream)
+        .await
+        .map_err(|e| AskError::Io(path.to_owned(), e))?;
+    match serde_json::from_slice(&answer) {
+        Ok(Response::TakeOver(offer)) => Heritage::new(stream, &offer, parts)
+            .ok_or_else(|| TakeOverError::Offer(path.to_owned(), "no listening socket")),
+        Ok(Response::Flows(_)) => Err(AskError::OtherAnswer(path.to_owned()).into()),
+        Ok(Response::Error(e)) => Err(AskError::Refused(path.to_owned(), e).into()),
+        Err(e) => Err(AskError::Answer(path.to_owned(), e).into()),
+    }
+}
+
+/// Its one line. Nothing comes behind it before we speak.
+async fn receive(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let (mut answer, mut parts) = (Vec::new(), Vec::new());
+    let mut buffer = [0; OFFER_LIMIT];
+    while answer.last() != Some(&b'\n') && answer.len() < OFFER_LIMIT {
+        let (length, more) = descriptors::receive(stream, &mut buffer).await?;
+        if length == 0 {
+            break;
+        }
+        answer.extend_from_slice(&buffer[..length]);
+        parts.extend(more);
+    }
+    Ok((answer, parts))
+}
+
+/// What a running daemon shares, and will give away.
+#[derive(Debug)]
+pub struct Heritage {
+    /// The listening socket.
+    pub listener: OwnedFd,
+    /// What it has in the kernel, if anything.
+    pub kernel: Option<Inherited>,
+    /// The folder of the control socket was made for it.
+    pub folder_made: bool,
+    /// The way to take it.
+    pub deed: Deed,
+}
+
+/// The conversation, before anything has changed hands.
+#[derive(Debug)]
+pub struct Deed(UnixStream);
+
+impl Heritage {
+    fn new(stream: UnixStream, offer: &Offer, parts: Vec<OwnedFd>) -> Option<Self> {
+        let (mut listener, mut folder, mut filters) = (None, None, None);
+        for (what, part) in offer.descriptors.iter().zip(parts) {
+            match what {
+                Descriptor::Listener => listener = Some(part),
+                Descriptor::Pins => folder = Some(part),
+                Descriptor::Filters => filters = Some(part),
+            }
+        }
+        let kernel = folder.map(|folder| Inherited {
+            folder,
+            filters,
+            steers: offer.steers,
+        });
+        Some(Self {
+            listener: listener?,
+            kernel,
+            folder_made: offer.folder_made,
+            deed: Deed(stream),
+        })
+    }
+}
+
+impl Deed {
+    /// Takes the place. The other daemon accepts no connections any more; what it says of its flows
+    /// goes to the keeper of `forwarded`.
+    pub async fn take(self, forwarded: Forwarded) -> Result<Predecessor, TakeOverError> {
+        let (reader, mut writer) = self.0.into_split();
+        let mut reader = BufReader::new(reader).lines();
+        let asked = async {
+            writer.write_all(&line(&FromNew::Go)?).await?;
+            io::Result::Ok(next(&mut reader).await)
+        };
+        match timeout(LETTING_GO, asked).await {
+            Ok(Ok(Some(FromOld::Yours))) => {}
+            // It keeps everything when it finds that we are gone.
+            Ok(Ok(Some(FromOld::Flow(_)) | None) | Err(_)) | Err(_) => {
+                return Err(TakeOverError::Gone);
+            }
+        }
+        let gone = CancellationToken::new();
+        tokio::spawn(follow(reader, forwarded, gone.clone()));
+        Ok(Predecessor { writer, gone })
+    }
+}
+
+/// Passes on what the other daemon says, until it is gone.
+async fn follow(
+    mut reader: Lines<BufReader<OwnedReadHalf>>,
+    forwarded: Forwarded,
+    gone: CancellationToken,
+) {
+    while let Some(FromOld::Flow(flow)) = next(&mut reader).await {
+        forwarded.adopt(flow);
+    }
+    tracing::info!("the limpid that was taken over is gone");
+    forwarded.predecessor_gone();
+    gone.cancel();
+}
+
+/// A daemon that was taken over, and still has flows.
+#[derive(Debug)]
+pub struct Predecessor {
+    writer: OwnedWriteHalf,
+    gone: CancellationToken,
+}
+
+impl Predecessor {
+    /// Waits until it is gone.
+    pub fn gone(&self) -> impl Future<Output = ()> + use<> {
+        self.gone.clone().cancelled_owned()
+    }
+
+    /// Asks it to reset what it still has.
+    pub async fn end(&mut self) {
+        // Fails where it is gone.
+        if let Ok(line) = line(&FromNew::End) {
+            let _ = self.writer.write_all(&line).await;
+        }
+    }
+}
+
+async fn next(reader: &mut Lines<BufReader<OwnedReadHalf>>) -> Option<FromOld> {
+    let line = reader.next_line().await.ok()??;
+    serde_json::from_str(&line).ok()
+}

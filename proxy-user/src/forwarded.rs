@@ -179,8 +179,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// One that is told by `told`, and has the flows that an earlier daemon has left; is that one, the
-    /// `predecessor`, still there?
+    /// One that is told by `told`; `predecessor`: a daemon that was taken over is still there.
     #[must_use]
     pub fn new(
         Told(told): Told,
@@ -196,7 +195,7 @@ impl Keeper {
             paths,
             steering,
         } = parts;
-        let mut keeper = Self {
+        Self {
             told,
             events,
             table,
@@ -211,13 +210,12 @@ impl Keeper {
             look_again: None,
             predecessor,
             successor: None,
-        };
-        keeper.adopt_all();
-        keeper
+        }
     }
 
-    /// Keeps flows; never returns.
+    /// Adopts what may be adopted, and keeps flows; never returns.
     pub async fn run(mut self) {
+        self.adopt_all();
         loop {
             let look_again = self.look_again.map(TokioInstant::from);
             tokio::select! {

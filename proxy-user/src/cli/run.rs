@@ -124,8 +124,8 @@ pub struct RunArgs {
 
     /// Take the place of the limpid that runs with the same --instance (and --control, --bpffs): its
     /// listening socket and its flows. No connection is refused or reset. Flows that it must carry
-    /// itself stay with it, and it ends after the last of them. Where none runs, this is an ordinary
-    /// start.
+    /// itself stay with it for as long as they want, and it ends after the last of them. Where none runs,
+    /// this is an ordinary start.
     ///
     /// The other options may differ, except --listen and --downstream-interface. Until the new limpid has
     /// set everything up the old one goes on, and it keeps its place where the new one fails. Numbers of

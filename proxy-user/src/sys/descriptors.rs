@@ -1,7 +1,7 @@
 //! Descriptors that go from one process to another over a Unix socket: unix(7), `SCM_RIGHTS`.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -18,7 +18,7 @@ pub async fn send(
     bytes: &[u8],
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let numbers: Vec<RawFd> = descriptors.iter().map(|fd| fd.as_raw_fd()).collect();
+    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let socket = stream.as_raw_fd();
     let sent = stream.async_io(Interest::WRITABLE, || {
         let rights = [ControlMessage::ScmRights(&numbers)];
@@ -62,9 +62,9 @@ pub async fn receive(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usiz
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
+    use std::os::fd::AsFd as _;
 
     use super::*;
-    use std::os::fd::AsFd as _;
 
     #[tokio::test]
     async fn what_arrives_is_the_same_open_file() {

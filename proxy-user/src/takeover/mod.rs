@@ -69,3 +69,30 @@ enum FromNew {
     Go,
     End,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Daemons of different versions speak to each other.
+    #[test]
+    fn the_words_stay_the_same() {
+        let offer = Offer {
+            descriptors: vec![Descriptor::Listener, Descriptor::Pins, Descriptor::Filters],
+            steers: true,
+            folder_made: false,
+        };
+        let text = |message: Result<String, serde_json::Error>| message.expect("JSON");
+        assert_eq!(
+            text(serde_json::to_string(&offer)),
+            r#"{"descriptors":["listener","pins","filters"],"steers":true,"folder-made":false}"#
+        );
+        assert_eq!(text(serde_json::to_string(&FromNew::Go)), r#""go""#);
+        assert_eq!(text(serde_json::to_string(&FromNew::End)), r#""end""#);
+        assert_eq!(text(serde_json::to_string(&FromOld::Yours)), r#""yours""#);
+        assert_eq!(
+            text(serde_json::to_string(&FromOld::Flow(7))),
+            r#"{"flow":7}"#
+        );
+    }
+}

@@ -109,7 +109,7 @@ impl Successor {
     /// Waits until it asks for the end of what is left. Its own end does not ask for that.
     pub async fn wants_end(&mut self) {
         if next(&mut self.reader).await != Some(FromNew::End) {
-            pending().await
+            pending::<()>().await;
         }
     }
 }

@@ -85,7 +85,7 @@ pub async fn exchange(
 pub struct Talks {
     stop: Arc<AtomicBool>,
     progress: Arc<Progress>,
-    tasks: JoinSet<Result<TcpStream>>,
+    tasks: Vec<JoinHandle<Result<TcpStream>>>,
 }
 
 #[derive(Default)]
@@ -95,14 +95,15 @@ struct Progress {
 }
 
 impl Talks {
-    /// Lets each of `streams`, which an [`Echo`] answers, talk with `pause` between exchanges.
-    pub fn start(streams: Vec<TcpStream>, pause: Duration) -> Self {
+    /// Lets each of `streams`, which an [`Echo`] answers, talk with `pause` between exchanges. They do so on
+    /// the thread of `host`: what a test waits for meanwhile does not hold them up.
+    pub fn start(host: &Host, streams: Vec<TcpStream>, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let progress = Arc::new(Progress::default());
-        let mut tasks = JoinSet::new();
+        let mut tasks = Vec::new();
         for (seed, mut stream) in (0..).zip(streams) {
             let (stop, progress) = (Arc::clone(&stop), Arc::clone(&progress));
-            tasks.spawn(async move {
+            tasks.push(host.spawn(async move {
                 let mut round = 0;
                 while !stop.load(Ordering::Relaxed) {
                     let took = exchange(&mut stream, seed, round).await?;
@@ -111,7 +112,7 @@ impl Talks {
                     tokio::time::sleep(pause).await;
                 }
                 Ok(stream)
-            });
+            }));
         }
         Self {
             stop,
@@ -130,12 +131,17 @@ impl Talks {
         Duration::from_micros(self.progress.longest_us.load(Ordering::Relaxed))
     }
 
+    /// The longest of those that ended since this was asked last.
+    pub fn longest_since(&self) -> Duration {
+        Duration::from_micros(self.progress.longest_us.swap(0, Ordering::Relaxed))
+    }
+
     /// Lets every client finish its exchange. None may have failed.
-    pub async fn stop(mut self) -> Result<Vec<TcpStream>> {
+    pub async fn stop(self) -> Result<Vec<TcpStream>> {
         self.stop.store(true, Ordering::Relaxed);
         let mut streams = Vec::new();
-        while let Some(stream) = self.tasks.join_next().await {
-            streams.push(stream??);
+        for task in self.tasks {
+            streams.push(task.await??);
         }
         Ok(streams)
     }

@@ -321,7 +321,7 @@ async fn talking(scene: &Scene) -> Result<Talks> {
         streams.push(stream);
     }
     scene.wait_for_engine(Engine::Packet).await?;
-    let talks = Talks::start(streams, Duration::from_millis(5));
+    let talks = Talks::start(&scene.net.client, streams, Duration::from_millis(5));
     go_on(&talks, "before the change").await?;
     Ok(talks)
 }

@@ -182,7 +182,7 @@ async fn no_socket(lab: Lab, family: Family) -> Result<()> {
     ensure!(now <= before, "{now} descriptors, {before} before");
 
     let cpu = cpu_ticks(pid)?;
-    let talks = Talks::start(streams, Duration::from_millis(1));
+    let talks = Talks::start(&scene.net.edge, streams, Duration::from_millis(1));
     sleep(Duration::from_secs(2)).await;
     let spent = cpu_ticks(pid)?.saturating_sub(cpu);
     let exchanges = talks.exchanges();

@@ -211,7 +211,7 @@ async fn twice_in_a_row(lab: Lab, family: Family) -> Result<()> {
     }
     let proxy = &scene.net.proxy;
     scene.limpid.wait_for_flows(proxy, open + 1).await?;
-    let talks = Talks::start(streams, PAUSE);
+    let talks = Talks::start(&scene.net.edge, streams, PAUSE);
     let comers = Comers::start(&scene, AT_ONCE);
     sleep(Duration::from_millis(500)).await;
     let mut second = daemons.next(&scene, Engine::Packet, &[]).await?;

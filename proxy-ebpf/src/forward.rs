@@ -21,12 +21,15 @@ use crate::packet::{self, Packet, RewriteFailed};
 const DROP: i32 = TC_ACT_SHOT;
 const NEXT: i32 = TC_ACT_UNSPEC;
 
-/// Two TCP headers, as they are and as they will be. In a map, since the stack is too small.
+/// What the stack is too small for.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Scratch {
+    /// The TCP header as it is, and as it will be.
     pub old: [u8; BUFFER],
     pub new: [u8; BUFFER],
+    /// Of the packet in an ICMP error: replies to it, then it as it was sent.
+    pub tuple: Tuple,
 }
 
 /// The entry for packets that look like `tuple`, if its flow is spliced.
@@ -215,9 +218,8 @@ fn note(entry: &mut Forward, flags: u8, payload: u32) {
     entry.last_seen_ns = unsafe { bpf_ktime_get_ns() };
     let end = segment::sequence(header).wrapping_add(payload);
     let new = end.wrapping_sub(entry.next_seq);
-    // After a FIN comes the number that the FIN takes, and no payload. The number of a RST is no
-    // measure of what was sent.
-    if new < 1 << 31 && entry.seen & SEEN_FIN == 0 && flags & RST == 0 {
+    // Only payload tells where it ends: a FIN takes a number too, and may be seen late.
+    if payload > 0 && new < 1 << 31 && flags & RST == 0 {
         entry.bytes += u64::from(new);
         entry.next_seq = end;
     }
@@ -270,11 +272,14 @@ fn is_over(entry: &Forward) -> bool {
 
 /// An ICMP error about a packet that was forwarded: for whoever sent it ("fragmentation needed" above
 /// all: the path MTU is discovered end to end).
-#[inline(always)]
+#[inline(never)]
 pub fn icmp_error(ctx: &TcContext, outer: &Packet, inner: &Packet, entry: &Forward) -> i32 {
+    let Some(scratch) = scratch() else {
+        return DROP;
+    };
     // What was sent had this direction's opposite as its way in.
-    let sent = entry.rewrite.reversed();
-    let done = packet::rewrite_icmp_error(ctx, outer, inner, &sent, entry.shift.ack)
+    scratch.tuple = entry.rewrite.reversed();
+    let done = packet::rewrite_icmp_error(ctx, outer, inner, &scratch.tuple, entry.shift.ack)
         .and_then(|()| link_header(ctx, outer.l3));
     if done.is_err() {
         count(|c| &mut c.rewrite_failed);

@@ -42,7 +42,7 @@ pub fn take_mark(ctx: &TcContext) -> bool {
 #[inline(never)]
 pub fn show(ctx: &TcContext, packet: &Packet, entry: &mut Forward, lengths: u32) {
     let mut edges = Edges::default();
-    if !edges_of(ctx, packet, entry.flow, &mut edges) {
+    if !edges_of(ctx, &packet.tuple, packet.ipv6, &mut edges, entry.flow) {
         entry.guard = 0;
         return;
     }
@@ -78,24 +78,38 @@ struct Edges {
     snd_nxt: u32,
 }
 
-/// Finds the guard that a packet would have reached; false where it is gone.
+/// Did the guard send this packet, which an ICMP error has brought back? `reply` and `entry` are those of
+/// packets from whom it was sent to.
 #[inline(never)]
-fn edges_of(ctx: &TcContext, packet: &Packet, flow: u64, edges: &mut Edges) -> bool {
-    let mut tuple = packet.tuple;
-    if let Some(steered) = FLOWS.get_ptr(packet.tuple) {
+pub fn has_sent(ctx: &TcContext, sent: &Packet, reply: &Tuple, entry: &Forward) -> bool {
+    let mut edges = Edges::default();
+    if entry.guard == 0 || !edges_of(ctx, reply, sent.ipv6, &mut edges, entry.flow) {
+        return false;
+    }
+    let Some(sequence) = packet::word(ctx, sent.l4 + 4) else {
+        return false;
+    };
+    sequence.wrapping_sub(edges.snd_nxt) >= 1 << 31
+}
+
+/// Finds the guard that a packet of `tuple` would have reached; false where it is gone.
+#[inline(never)]
+fn edges_of(ctx: &TcContext, tuple: &Tuple, ipv6: bool, edges: &mut Edges, flow: u64) -> bool {
+    let mut to = *tuple;
+    if let Some(steered) = FLOWS.get_ptr(tuple) {
         // SAFETY: as in `steering::egress`; the tuple is written once, when the SYN leaves.
         let steered = unsafe { &*steered };
         if steered.action == STEER_IN {
-            tuple = steered.rewrite;
+            to = steered.rewrite;
             // The socket's port may have got another owner since it was closed.
-            let owner = FLOWS.get_ptr(tuple.reversed());
+            let owner = FLOWS.get_ptr(to.reversed());
             // SAFETY: as above.
             if !owner.is_some_and(|owner| unsafe { (*owner).flow == flow }) {
                 return false;
             }
         }
     }
-    look_up(ctx, packet.ipv6, &tuple, edges)
+    look_up(ctx, ipv6, &to, edges)
 }
 
 #[inline(never)]

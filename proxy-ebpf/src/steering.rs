@@ -131,14 +131,20 @@ fn icmp_error(ctx: &TcContext, outer: &Packet) -> i32 {
     if !read || inner.protocol != TCP {
         return NEXT;
     }
-    if let Some(entry) = forward::entry(&inner.tuple.reversed()) {
-        return forward::icmp_error(ctx, outer, &inner, entry);
-    }
-    let Some(entry) = reply_entry(&inner.tuple.reversed()) else {
+    let Some(scratch) = forward::scratch() else {
         return NEXT;
     };
-    let sent = entry.rewrite.reversed();
-    let done = packet::rewrite_icmp_error(ctx, outer, &inner, &sent, 0);
+    scratch.tuple = inner.tuple.reversed();
+    if let Some(entry) = forward::entry(&scratch.tuple)
+        && !guard::has_sent(ctx, &inner, &scratch.tuple, entry)
+    {
+        return forward::icmp_error(ctx, outer, &inner, entry);
+    }
+    let Some(entry) = reply_entry(&scratch.tuple) else {
+        return NEXT;
+    };
+    scratch.tuple = entry.rewrite.reversed();
+    let done = packet::rewrite_icmp_error(ctx, outer, &inner, &scratch.tuple, 0);
     count(|c| match done {
         Ok(()) => &mut c.icmp_in,
         Err(RewriteFailed) => &mut c.rewrite_failed,

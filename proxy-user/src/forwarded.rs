@@ -213,26 +213,27 @@ impl Keeper {
         }
     }
 
-    /// Adopts what may be adopted, and keeps flows; never returns.
+    /// Adopts what may be adopted, and keeps flows, for as long as there is a [`Forwarded`].
     pub async fn run(mut self) {
         self.adopt_all();
         loop {
             let look_again = self.look_again.map(TokioInstant::from);
             tokio::select! {
-                Some(message) = self.told.recv() => match message {
-                    Message::Keep(kept) => self.keep(*kept),
-                    Message::RoutesChanged => self.reroute().await,
-                    Message::Stop => self.stop(),
-                    Message::HandOver { later, done } => {
+                message = self.told.recv() => match message {
+                    Some(Message::Keep(kept)) => self.keep(*kept),
+                    Some(Message::RoutesChanged) => self.reroute().await,
+                    Some(Message::Stop) => self.stop(),
+                    Some(Message::HandOver { later, done }) => {
                         self.hand_over(later);
                         let _ = done.send(());
                     }
-                    Message::TakeBack => {
+                    Some(Message::TakeBack) => {
                         self.successor = None;
                         self.adopt_all();
                     }
-                    Message::Adopt(flow) => self.adopt_later(flow),
-                    Message::PredecessorGone => self.predecessor_gone(),
+                    Some(Message::Adopt(flow)) => self.adopt_later(flow),
+                    Some(Message::PredecessorGone) => self.predecessor_gone(),
+                    None => return,
                 },
                 // The ring has one reader.
                 flow = self.events.next(), if self.successor.is_none() => self.look(flow),

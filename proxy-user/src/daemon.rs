@@ -151,15 +151,23 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     };
     let rest = async {
         let engines = kernel.engines(args.splice)?;
-        let predecessor = match deed {
-            Some(deed) => Some(deed.take(forwarded.clone()).await?),
+        let conversation = match deed {
+            Some(deed) => Some(deed.take().await?),
             None => None,
         };
         kernel.take_over();
+        let predecessor = Predecessor::find(conversation, kernel.elders(), &forwarded);
         match kernel.forwarded_parts()? {
             Some(parts) => {
                 let registry = registry.clone();
-                let keeper = Keeper::new(told, parts, resets(), registry, limits, takes_over);
+                let keeper = Keeper::new(
+                    told,
+                    parts,
+                    resets(),
+                    registry,
+                    limits,
+                    predecessor.is_some(),
+                );
                 tokio::spawn(keeper.run());
             }
             None => drop(told),
@@ -177,9 +185,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
             return Err(e);
         }
     };
-    if predecessor.is_some()
-        && let Err(e) = control.move_to(&path)
-    {
+    if takes_over && let Err(e) = control.move_to(&path) {
         tracing::warn!("--control: {e}");
     }
     let service = Service {
@@ -329,6 +335,9 @@ impl Daemon {
                     match taken {
                         Some(candidate) => {
                             if let Some(successor) = hand_over(&self.service, candidate, kernel).await {
+                                if let Some(predecessor) = &self.predecessor {
+                                    predecessor.retire();
+                                }
                                 return Some(successor);
                             }
                         }

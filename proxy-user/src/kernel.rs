@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 
 use crate::bpf::attach;
 use crate::bpf::forwards::{Events, ForwardTable};
-use crate::bpf::pins::{self, Pins};
+use crate::bpf::pins::{self, Elders, Pins};
 use crate::bpf::sockmap::{SockmapError, kernel_version};
 use crate::bpf::{self, Bpf};
 use crate::cli::run::{MismatchArg, RunArgs};
@@ -217,6 +217,12 @@ impl Kernel {
     #[must_use]
     pub fn folder(&self) -> Option<BorrowedFd<'_>> {
         self.lock.as_ref()?.folder()
+    }
+
+    /// Daemons that were taken over and may still have flows.
+    #[must_use]
+    pub fn elders(&self) -> Option<Elders> {
+        Some(self.lock.as_ref()?.elders())
     }
 
     /// The claim on the instance's filters, if there are any.

@@ -4,6 +4,9 @@
 //! flows connecting forwards records events meta counters splices      maps
 //! links/IFINDEX-ingress links/IFINDEX-egress              TCX links
 //! ```
+//!
+//! The daemon of the instance has a lock on the folder. One that was taken over, and still has flows, has
+//! its share of a lock on `links`: whoever comes next can tell that their entries are in use.
 
 use std::fs;
 use std::io;
@@ -16,7 +19,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use thiserror::Error;
 
 use crate::netlink::tc::Hook;
-use crate::sys;
+use crate::sys::{self, Sharing};
 
 /// Why the folder for the pins is not usable.
 #[derive(Debug, Error)]
@@ -148,12 +151,15 @@ impl Pins {
         self.root.join(file)
     }
 
+    /// Where TCX links are pinned.
+    fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
     /// Where the TCX link of an interface is pinned.
     #[must_use]
     pub fn link(&self, ifindex: u32, direction: &str) -> PathBuf {
-        self.root
-            .join("links")
-            .join(format!("{ifindex}-{direction}"))
+        self.links().join(format!("{ifindex}-{direction}"))
     }
 
     /// Makes the folder, and mounts the file system first where it is missing, as under
@@ -175,7 +181,7 @@ impl Pins {
             })?;
             tracing::info!(path = %self.bpffs.display(), "mounted a BPF file system");
         }
-        let links = self.root.join("links");
+        let links = self.links();
         fs::create_dir_all(&links).map_err(|e| PinsError::file("create", &links, e))
     }
 
@@ -189,7 +195,7 @@ impl Pins {
         let file = |e| PinsError::file("lock", &self.root, e);
         let folder =
             fs::File::open(&self.root).map_err(|e| PinsError::file("open", &self.root, e))?;
-        if !sys::try_lock(&folder).map_err(file)? {
+        if !sys::try_lock(&folder, Sharing::Alone).map_err(file)? {
             return Err(in_use());
         }
         // A limpid that was just ending may have removed it under us.
@@ -201,6 +207,7 @@ impl Pins {
             folder: Some(folder.into()),
             pins: self.clone(),
             ours: true,
+            share: None,
         })
     }
 
@@ -215,6 +222,7 @@ impl Pins {
                 folder: Some(folder.into()),
                 pins: self.clone(),
                 ours: false,
+                share: None,
             })
         } else {
             Err(PinsError::Elsewhere {
@@ -239,7 +247,7 @@ impl Pins {
             return Ok(Vec::new());
         }
         self.ensure_bpffs()?;
-        let links = self.root.join("links");
+        let links = self.links();
         let (mut removed, mut failed) = (Vec::new(), None);
         let links_found = list(&links)?.into_iter().map(|pin| (is_link(&pin), pin));
         let maps_found = list(&self.root)?.into_iter().map(|pin| (is_map(&pin), pin));
@@ -265,7 +273,7 @@ impl Pins {
 
     /// Removes the folders as far as they are empty; that of all instances goes with the last of them.
     fn remove_folders(&self) -> Result<(), PinsError> {
-        let links = self.root.join("links");
+        let links = self.links();
         let all = self.root.parent().unwrap_or(&self.root);
         for folder in [&links, self.root.as_path(), all] {
             match fs::remove_dir(folder).map_err(|e| (e.kind(), e)) {
@@ -297,6 +305,24 @@ pub struct Lock {
     folder: Option<OwnedFd>,
     pins: Pins,
     ours: bool,
+    /// That of an elder.
+    share: Option<fs::File>,
+}
+
+/// Daemons that were taken over and may still have flows.
+#[derive(Debug)]
+pub struct Elders {
+    links: PathBuf,
+}
+
+impl Elders {
+    /// Have all of them ended?
+    #[must_use]
+    pub fn are_gone(&self) -> bool {
+        // Opened each time: closing it gives the lock back.
+        let alone = fs::File::open(&self.links).and_then(|l| sys::try_lock(&l, Sharing::Alone));
+        alone.unwrap_or(true)
+    }
 }
 
 impl Lock {
@@ -311,10 +337,29 @@ impl Lock {
         self.ours = true;
     }
 
-    /// It may not any more: another process has the claim.
+    /// It may not any more: another process has the claim. This one is an elder until its end.
     pub fn release(&mut self) {
         self.ours = false;
         self.folder = None;
+        let share = fs::File::open(self.pins.links()).and_then(|links| {
+            // Nobody has it alone for longer than it takes to look ([`Elders::are_gone`]).
+            while !sys::try_lock(&links, Sharing::Shared)? {
+                std::thread::yield_now();
+            }
+            Ok(links)
+        });
+        match share {
+            Ok(links) => self.share = Some(links),
+            Err(e) => tracing::warn!("nobody will know that this limpid still has flows: {e}"),
+        }
+    }
+
+    /// The daemons that were taken over and may still have flows.
+    #[must_use]
+    pub fn elders(&self) -> Elders {
+        Elders {
+            links: self.pins.links(),
+        }
     }
 
     /// What another process needs to have the claim; `None` after [`Self::release`].

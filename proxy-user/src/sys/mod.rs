@@ -42,11 +42,24 @@ pub fn network_namespace(socket: &impl AsFd) -> io::Result<u64> {
     Ok(cookie)
 }
 
+/// Who may have a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// One.
+    Alone,
+    /// Many, while nobody has it alone.
+    Shared,
+}
+
 /// Locks an open file for whoever has it open (flock(2)), also after it was handed to another process; until
-/// nobody has. False: it is locked already.
-pub fn try_lock(file: &impl AsFd) -> io::Result<bool> {
+/// nobody has. False: somebody has it already.
+pub fn try_lock(file: &impl AsFd, sharing: Sharing) -> io::Result<bool> {
+    let operation = match sharing {
+        Sharing::Alone => libc::LOCK_EX,
+        Sharing::Shared => libc::LOCK_SH,
+    };
     // SAFETY: no memory is involved.
-    let result = unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    let result = unsafe { libc::flock(file.as_fd().as_raw_fd(), operation | libc::LOCK_NB) };
     match splice::check(result) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),

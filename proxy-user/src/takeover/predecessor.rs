@@ -9,10 +9,11 @@ use thiserror::Error;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Descriptor, FromNew, FromOld, Offer};
+use crate::bpf::pins::Elders;
 use crate::control::client::{self, AskError, TIMEOUT};
 use crate::control::{Command, Request, Response, VERSION, line};
 use crate::forwarded::Forwarded;
@@ -21,6 +22,9 @@ use crate::sys::descriptors;
 
 /// How long the other daemon may take to let go of its flows: a system call or two each.
 const LETTING_GO: Duration = Duration::from_secs(30);
+
+/// How often elders are looked for.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The longest offer, in bytes.
 const OFFER_LIMIT: usize = 4096;
@@ -132,9 +136,8 @@ impl Heritage {
 }
 
 impl Deed {
-    /// Takes the place. The other daemon accepts no connections any more; what it says of its flows
-    /// goes to the keeper of `forwarded`.
-    pub async fn take(self, forwarded: Forwarded) -> Result<Predecessor, TakeOverError> {
+    /// Takes the place. The other daemon accepts no connections any more.
+    pub async fn take(self) -> Result<Conversation, TakeOverError> {
         let (reader, mut writer) = self.0.into_split();
         let mut reader = BufReader::new(reader).lines();
         let asked = async {
@@ -142,51 +145,98 @@ impl Deed {
             io::Result::Ok(next(&mut reader).await)
         };
         match timeout(LETTING_GO, asked).await {
-            Ok(Ok(Some(FromOld::Yours))) => {}
+            Ok(Ok(Some(FromOld::Yours))) => Ok(Conversation { reader, writer }),
             // It keeps everything when it finds that we are gone.
-            Ok(Ok(Some(FromOld::Flow(_)) | None) | Err(_)) | Err(_) => {
-                return Err(TakeOverError::Gone);
-            }
+            Ok(Ok(Some(FromOld::Flow(_)) | None) | Err(_)) | Err(_) => Err(TakeOverError::Gone),
         }
-        let gone = CancellationToken::new();
-        tokio::spawn(follow(reader, forwarded, gone.clone()));
-        Ok(Predecessor { writer, gone })
     }
 }
 
-/// Passes on what the other daemon says, until it is gone.
-async fn follow(
-    mut reader: Lines<BufReader<OwnedReadHalf>>,
-    forwarded: Forwarded,
-    gone: CancellationToken,
-) {
-    while let Some(FromOld::Flow(flow)) = next(&mut reader).await {
-        forwarded.adopt(flow);
-    }
-    tracing::info!("the limpid that was taken over is gone");
-    forwarded.predecessor_gone();
-    gone.cancel();
+/// With a daemon that was taken over.
+#[derive(Debug)]
+pub struct Conversation {
+    reader: Lines<BufReader<OwnedReadHalf>>,
+    writer: OwnedWriteHalf,
 }
 
-/// A daemon that was taken over, and still has flows.
+/// Daemons that were taken over, and still have flows.
 #[derive(Debug)]
 pub struct Predecessor {
-    writer: OwnedWriteHalf,
+    /// To the last one; `None` where that was killed, and one before it is left.
+    writer: Option<OwnedWriteHalf>,
     gone: CancellationToken,
+    retired: CancellationToken,
 }
 
 impl Predecessor {
+    /// That of a daemon that has just taken over, or finds `elders` that nobody speaks for. What it says
+    /// of its flows goes to the keeper of `forwarded`.
+    #[must_use]
+    pub fn find(
+        conversation: Option<Conversation>,
+        elders: Option<Elders>,
+        forwarded: &Forwarded,
+    ) -> Option<Self> {
+        if conversation.is_none() {
+            if elders.as_ref().is_none_or(Elders::are_gone) {
+                return None;
+            }
+            tracing::info!("a limpid that was taken over still has flows");
+        }
+        let (reader, writer) = conversation.map(|c| (c.reader, c.writer)).unzip();
+        let (gone, retired) = (CancellationToken::new(), CancellationToken::new());
+        tokio::spawn({
+            let (forwarded, gone, retired) = (forwarded.clone(), gone.clone(), retired.clone());
+            async move {
+                if let Some(reader) = reader {
+                    follow(reader, &forwarded).await;
+                }
+                if let Some(elders) = elders {
+                    retired.run_until_cancelled(all_gone(&elders)).await;
+                }
+                tracing::info!("the limpid that was taken over is gone");
+                forwarded.predecessor_gone();
+                gone.cancel();
+            }
+        });
+        Some(Self {
+            writer,
+            gone,
+            retired,
+        })
+    }
+
     /// Waits until it is gone.
     pub fn gone(&self) -> impl Future<Output = ()> + use<> {
         self.gone.clone().cancelled_owned()
     }
 
+    /// This daemon is taken over itself: who is left of those before it is no longer its matter. (It is an
+    /// elder from now on, and would wait for itself.)
+    pub fn retire(&self) {
+        self.retired.cancel();
+    }
+
     /// Asks it to reset what it still has.
     pub async fn end(&mut self) {
-        // Fails where it is gone.
-        if let Ok(line) = line(&FromNew::End) {
-            let _ = self.writer.write_all(&line).await;
+        if let (Some(writer), Ok(line)) = (&mut self.writer, line(&FromNew::End)) {
+            // Fails where it is gone.
+            let _ = writer.write_all(&line).await;
         }
+    }
+}
+
+/// Passes on what the other daemon says, until it is gone.
+async fn follow(mut reader: Lines<BufReader<OwnedReadHalf>>, forwarded: &Forwarded) {
+    while let Some(FromOld::Flow(flow)) = next(&mut reader).await {
+        forwarded.adopt(flow);
+    }
+}
+
+/// Waits for the elders: there may be some left where the last of them was killed.
+async fn all_gone(elders: &Elders) {
+    while !elders.are_gone() {
+        sleep(LOOK).await;
     }
 }
 

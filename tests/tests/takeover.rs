@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use limpid_tests::header::Version;
-use limpid_tests::net::{Family, Host, Topology};
+use limpid_tests::net::{Family, Host, Plan, Topology};
 use limpid_tests::process::{PATIENCE, eventually};
 use limpid_tests::programs::{Engine, Limpid, Options};
 use limpid_tests::scene::{LISTEN, Pair, Scene, UPSTREAM};
-use limpid_tests::suite::{Lab, Suite, scaled, shrunk};
+use limpid_tests::suite::{Lab, Need, Suite, scaled, shrunk};
 use limpid_tests::talk::{self, Talks};
 use limpid_tests::transfer::{self, Flow};
 use nix::sys::signal::Signal;
@@ -43,6 +43,16 @@ fn main() -> ExitCode {
         );
         suite.test(format!("the_old_one_is_killed_{family}"), &[], move |lab| {
             the_old_one_is_killed(lab, family)
+        });
+    }
+    suite.test("the_new_one_is_killed", &[], the_new_one_is_killed);
+    for (old, new, needs) in [
+        ("clsact", "clsact", &[][..]),
+        ("clsact", "tcx", &[Need::Kernel(6, 6)][..]),
+        ("tcx", "clsact", &[Need::Kernel(6, 6)][..]),
+    ] {
+        suite.test(format!("from_{old}_to_{new}"), needs, move |lab| {
+            other_attachment(lab, old, new)
         });
     }
     for engine in [Engine::Copy, Engine::Sockmap] {
@@ -268,7 +278,7 @@ async fn half_way(lab: Lab, family: Family) -> Result<()> {
     let mut scene = daemons.first(Engine::Packet).await?;
     // What arrives before the switch is more than the backend takes unread.
     SockRef::from(&scene.backend).set_recv_buffer_size(4096)?;
-    let large = Flow::new(shrunk(4 << 20), 7);
+    let large = Flow::new(shrunk(1 << 20), 7);
     let header = scene.header();
     let mut client = scene.connect().await?;
     let sending = tokio::spawn(async move {
@@ -367,6 +377,69 @@ async fn the_old_one_is_killed(lab: Lab, family: Family) -> Result<()> {
     ends(moves, 7).await?;
     ends(scene.open().await?, 9).await?;
     clean_end(second)
+}
+
+/// The old one still has a flow, and the one that took over is killed: whoever comes next, by an ordinary
+/// start, leaves that flow its entries and its programs.
+async fn the_new_one_is_killed(lab: Lab) -> Result<()> {
+    let daemons = Daemons::new(&lab, Family::V4);
+    let mut scene = daemons.first(Engine::Packet).await?;
+    let mut stays = from_here(&scene).await?;
+    let mut moves = scene.open().await?;
+    works(&mut stays, 1).await?;
+    let mut second = daemons.next(&scene, Engine::Packet, &[]).await?;
+    second.wait_for_flows(&scene.net.proxy, 1).await?;
+    second.kill()?;
+    let drain = ["--drain-timeout=20s"];
+    let mut third = daemons.next(&scene, Engine::Packet, &drain).await?;
+    third.wait_for_log("still has flows").await?;
+    works(&mut moves, 3).await?;
+    ends(scene.open().await?, 5).await?;
+    third.process().signal(Signal::SIGTERM)?;
+    ends(moves, 7).await?;
+    sleep(Duration::from_millis(500)).await;
+    let ended = third.process().ended()?;
+    ensure!(
+        ended.is_none(),
+        "it did not wait for the old one: {ended:?}"
+    );
+    works(&mut stays, 9).await?;
+    ends(stays, 11).await?;
+    exits(&mut scene.limpid, "the old").await?;
+    exits(&mut third, "the last").await?;
+    let left = third.pinned()?;
+    ensure!(left.is_empty(), "left: {left:?}");
+    Ok(())
+}
+
+/// Attached another way, or the same by filters, whose names only one process may claim.
+async fn other_attachment(lab: Lab, old: &str, new: &str) -> Result<()> {
+    let family = Family::V4;
+    let attach = |by: &str| format!("--attach={by}");
+    let net = Topology::build(&Plan::default())?;
+    let before = net.proxy.sh("tc qdisc show")?;
+    let daemons = Daemons::new(&lab, family);
+    let options = |options: Options| {
+        let options = options.accept_proxy(family.everything());
+        options.engine(Engine::Packet).with(attach(old))
+    };
+    let mut scene = Scene::on(net, &lab, family, options).await?;
+    let mut stays = from_here(&scene).await?;
+    let mut moves = scene.open().await?;
+    scene.limpid.wait_for_flows(&scene.net.proxy, 2).await?;
+    let attach = attach(new);
+    let second = daemons.next(&scene, Engine::Packet, &[&attach]).await?;
+    second.wait_for_flows(&scene.net.proxy, 1).await?;
+    works(&mut moves, 1).await?;
+    works(&mut stays, 3).await?;
+    ends(scene.open().await?, 5).await?;
+    ends(moves, 7).await?;
+    ends(stays, 9).await?;
+    exits(&mut scene.limpid, "the old").await?;
+    clean_end(second)?;
+    let after = scene.net.proxy.sh("tc qdisc show")?;
+    ensure!(before == after, "qdiscs: {before}, then {after}");
+    Ok(())
 }
 
 /// Another engine after the take-over: what was there stays as it is.

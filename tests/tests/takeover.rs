@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use limpid_tests::firewall::Closed;
 use limpid_tests::header::Version;
 use limpid_tests::net::{Family, Host, Plan, Topology};
 use limpid_tests::process::{PATIENCE, eventually};
@@ -276,43 +277,51 @@ fn clean_end(mut limpid: Limpid) -> Result<()> {
 async fn half_way(lab: Lab, family: Family) -> Result<()> {
     let daemons = Daemons::new(&lab, family);
     let mut scene = daemons.first(Engine::Packet).await?;
+    let backend = &scene.net.backend;
     // What arrives before the switch is more than the backend takes unread.
     SockRef::from(&scene.backend).set_recv_buffer_size(4096)?;
     let large = Flow::new(shrunk(1 << 20), 7);
     let header = scene.header();
     let mut client = scene.connect().await?;
+    let closed = Closed::to(backend, UPSTREAM)?;
     let sending = tokio::spawn(async move {
         client.write_all(&header).await?;
         large.send(&mut client).await?;
         anyhow::Ok(client)
     });
+    scene.wait_for_unanswered(1).await?;
+    sleep(Duration::from_millis(200)).await;
+    closed.open()?;
     let (mut server, _) = scene.accept().await?;
     let mut silent = scene.connect().await?;
-    scene
-        .limpid
-        .wait_for_flows(&scene.net.proxy, 2)
-        .await
-        .context("the first has both")?;
+    let closed = Closed::to(backend, UPSTREAM)?;
+    let mut connecting = scene.enter().await?;
+    scene.wait_for_unanswered(1).await?;
+    let proxy = &scene.net.proxy;
+    scene.limpid.wait_for_flows(proxy, 3).await?;
     let second = daemons.next(&scene, Engine::Packet, &[]).await?;
-    ensure!(scene.limpid.process().ended()?.is_none(), "ended too early");
-    let flows = second.flows(&scene.net.proxy)?;
+    let flows = second.flows(proxy)?;
     ensure!(flows.is_empty(), "nothing was half way: {flows:?}");
-    let header = scene.header();
-    silent.write_all(&header).await?;
+    closed.open()?;
+    let (mut connected, _) = scene.accept().await?;
+    silent.write_all(&scene.header()).await?;
     let (mut answering, _) = scene.accept().await?;
     let (up, down) = (Flow::new(50_000, 8), Flow::new(50_000, 9));
-    tokio::try_join!(up.send(&mut silent), up.receive(&mut answering))?;
     large.receive(&mut server).await?;
     let mut client = sending.await??;
-    exits(&mut scene.limpid, "the old").await?;
-    let flows = second.wait_for_flows(&scene.net.proxy, 2).await?;
+    let flows = second.wait_for_flows(proxy, 3).await?;
     for flow in &flows {
         ensure!(flow["engine"] == Engine::Packet.name(), "{flow}");
     }
-    tokio::try_join!(down.send(&mut answering), down.receive(&mut silent))?;
-    transfer::exchange(&mut client, &mut server, up, down).await?;
-    drop((silent, answering));
-    let records = second.wait_for_access_lines(2).await?;
+    exits(&mut scene.limpid, "the old").await?;
+    for (client, server) in [
+        (&mut client, &mut server),
+        (&mut connecting, &mut connected),
+        (&mut silent, &mut answering),
+    ] {
+        transfer::exchange(client, server, up, down).await?;
+    }
+    let records = second.wait_for_access_lines(3).await?;
     let mut bytes = Vec::new();
     for record in &records {
         record.ensure_carried_by(Engine::Packet)?;
@@ -321,10 +330,8 @@ async fn half_way(lab: Lab, family: Family) -> Result<()> {
         bytes.push((bytes_up, record.get("bytes_down")?.parse()?));
     }
     bytes.sort_unstable();
-    let expected = [
-        (up.length, down.length),
-        (large.length + up.length, down.length),
-    ];
+    let small = (up.length, down.length);
+    let expected = [small, small, (large.length + up.length, down.length)];
     ensure!(bytes == expected, "{bytes:?} instead of {expected:?}");
     clean_end(second)
 }

@@ -265,7 +265,12 @@ async fn twice_in_a_row(lab: Lab, family: Family) -> Result<()> {
     );
     works(&mut stays, 3).await?;
     ends(stays, 5).await?;
-    drop(talks.stop().await?);
+    // One after the other: where two hundred end at once a FIN is repeated, a socket that is gone answers
+    // what comes of it with a RST, and that may be seen before the end is.
+    for mut stream in talks.stop().await? {
+        stream.shutdown().await?;
+        transfer::expect_end(&mut stream).await?;
+    }
     let total = usize::try_from(came)? + open + 1;
     let records = third.wait_for_access_lines(total).await?;
     ensure!(records.len() == total, "{} records", records.len());

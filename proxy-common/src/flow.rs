@@ -221,6 +221,10 @@ pub const SEEN_SWITCH: u16 = 1 << 5;
 /// acknowledged in its stead.
 pub const SEEN_LESS: u16 = 1 << 6;
 
+/// [`Forward::seen`]: the sender's connection has ECN (RFC 3168) and the receiver's has not: what the IP
+/// header says of it is taken off.
+pub const SEEN_ECN_ALONE: u16 = 1 << 7;
+
 /// What a packet of a spliced flow becomes. Value of `FORWARDS`, whose key is the packet's tuple as it
 /// arrives: a flow has one entry for what the client's side sends and one for what the backend sends.
 ///

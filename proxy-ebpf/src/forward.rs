@@ -10,7 +10,9 @@ use aya_ebpf::helpers::{
     bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use proxy_common::flow::{Forward, SEEN_ENDED, SEEN_FIN, SEEN_LESS, SEEN_RST, SEEN_SWITCH, Tuple};
+use proxy_common::flow::{
+    Forward, SEEN_ECN_ALONE, SEEN_ENDED, SEEN_FIN, SEEN_LESS, SEEN_RST, SEEN_SWITCH, Tuple,
+};
 use proxy_common::packet::{ACK, ETHERNET, FIN, RST, SYN, Tcp};
 use proxy_common::segment::{self, BUFFER, MAX_HEADER, TS_ECR_KNOWN, TS_VAL_KNOWN};
 
@@ -47,8 +49,9 @@ pub fn entry(tuple: &Tuple) -> Option<&'static mut Forward> {
 #[inline(always)]
 pub fn forward(ctx: &TcContext, packet: &Packet, entry: &mut Forward, tcp: Tcp) -> i32 {
     if tcp.flags & (SYN | ACK) == SYN && is_over(entry) {
-        // A new connection on the tuple of one that is over: for the listener.
-        let _ = FORWARDS.remove(packet.tuple);
+        // A new connection on the tuple of one that is over: for the listener. What the entry has
+        // noted stays for the daemon to read.
+        entry.seen &= !SEEN_SWITCH;
         return NEXT;
     }
     let len = tcp.header_len;
@@ -131,6 +134,9 @@ fn translate(
         && segment::raise_acknowledgement(&mut scratch.new, entry.floor, entry.shift.window_to)
     {
         entry.seen &= !SEEN_LESS;
+    }
+    if entry.seen & SEEN_ECN_ALONE != 0 {
+        packet::clear_ecn(ctx, packet)?;
     }
     replace(ctx, packet, scratch, len)?;
     packet::rewrite(ctx, packet, &entry.rewrite)?;
@@ -218,8 +224,9 @@ fn note(entry: &mut Forward, flags: u8, payload: u32) {
     entry.last_seen_ns = unsafe { bpf_ktime_get_ns() };
     let end = segment::sequence(header).wrapping_add(payload);
     let new = end.wrapping_sub(entry.next_seq);
+    let ended = entry.seen & SEEN_ENDED != 0;
     // Only payload tells where it ends: a FIN takes a number too, and may be seen late.
-    if payload > 0 && new < 1 << 31 && flags & RST == 0 {
+    if payload > 0 && new < 1 << 31 && flags & RST == 0 && !ended {
         entry.bytes += u64::from(new);
         entry.next_seq = end;
     }
@@ -237,7 +244,6 @@ fn note(entry: &mut Forward, flags: u8, payload: u32) {
     } else {
         0
     };
-    let ended = entry.seen & SEEN_ENDED != 0;
     if (ends != 0 && entry.seen & ends == 0) || (ended && flags & RST == 0) {
         entry.seen |= ends;
         tell(entry.flow);

@@ -229,6 +229,33 @@ pub fn rewrite_icmp_error(
     store(ctx, outer.l3 + IPV4_DST, &sent.src.ipv4())
 }
 
+/// Makes a packet one of a connection without ECN (RFC 3168, 5). Fails where a router has marked it:
+/// then the receiver is to see a loss, since it would not tell of a mark (RFC 6040, 4.2).
+#[inline(never)]
+pub fn clear_ecn(ctx: &TcContext, packet: &Packet) -> Result<(), RewriteFailed> {
+    // The traffic class is the second byte of an IPv4 header, and bits 4 to 11 of an IPv6 header.
+    let marked = if packet.ipv6 {
+        0x0030_0000
+    } else {
+        0x0003_0000
+    };
+    let old = word(ctx, packet.l3).ok_or(RewriteFailed)?;
+    let ecn = old & marked;
+    if ecn == 0 {
+        return Ok(());
+    }
+    if ecn == marked {
+        return Err(RewriteFailed);
+    }
+    let new = old & !marked;
+    if !packet.ipv6 {
+        let at = (packet.l3 + IPV4_CHECKSUM) as usize;
+        ctx.l3_csum_replace(at, old.to_be().into(), new.to_be().into(), 4)
+            .map_err(|_| RewriteFailed)?;
+    }
+    store(ctx, packet.l3, &new.to_be())
+}
+
 /// Gives a TCP packet another acknowledgement number and window.
 #[inline(always)]
 pub fn acknowledge(

@@ -48,11 +48,9 @@ impl ForwardTable {
             .map_err(reserve_error)
             .and_then(|()| {
                 // Room for both before either is in force: one direction alone would break the flow.
-                entries.iter().try_for_each(|(key, entry)| {
-                    lock(&self.forwards)
-                        .insert(key, entry, BPF_NOEXIST)
-                        .map_err(reserve_error)
-                })
+                entries
+                    .iter()
+                    .try_for_each(|(key, entry)| self.reserve(key, entry))
             })
             .and_then(|()| {
                 entries.iter().try_for_each(|(key, entry)| {
@@ -69,6 +67,17 @@ impl ForwardTable {
             self.forget(flow);
         }
         entered
+    }
+
+    /// Enters one that is not in force.
+    fn reserve(&self, key: &Tuple, entry: &Forward) -> Result<(), ReserveError> {
+        let mut forwards = lock(&self.forwards);
+        let flags = match forwards.get(key, 0) {
+            // Left by a flow whose client has come again since.
+            Ok(other) if other.seen & SEEN_SWITCH == 0 => BPF_ANY,
+            Ok(_) | Err(_) => BPF_NOEXIST,
+        };
+        forwards.insert(key, entry, flags).map_err(reserve_error)
     }
 
     /// What packets of `tuple` become, if they are `flow`'s.

@@ -8,12 +8,13 @@ use std::fmt;
 
 use aya::maps::MapType;
 use aya::programs::ProgramType;
-use aya::sys::{is_map_supported, is_program_supported};
+use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
 
 use super::attach::query_tcx;
 use super::sockmap::{Globals, kernel_version};
 use super::{CAPABILITIES, causes, errno};
 use crate::splice::{Doubt, Trust, trust};
+use crate::sys::repair;
 
 /// What was found.
 #[derive(Debug)]
@@ -31,6 +32,15 @@ struct Feature {
     found: Found,
     essential: bool,
 }
+
+impl Feature {
+    fn is_for(&self, engine: &str) -> bool {
+        self.needed_for.split(", ").any(|other| other == engine)
+    }
+}
+
+/// An engine that can be had.
+const YES: &str = "yes";
 
 /// What the kernel says about a feature.
 #[derive(Debug)]
@@ -68,9 +78,18 @@ pub fn probe() -> Report {
         essential("hash maps", "steering", map(MapType::Hash)),
         essential(
             "ring buffer",
-            "messages of the programs",
+            "packet, messages of the programs",
             map(MapType::RingBuf),
         ),
+        essential(
+            "redirect_neigh",
+            "packet",
+            answer(is_helper_supported(
+                ProgramType::SchedClassifier,
+                BpfHelper::BPF_FUNC_redirect_neigh,
+            )),
+        ),
+        essential("TCP_REPAIR", "packet", repair()),
         essential("sk_skb programs", "sockmap", program(ProgramType::SkSkb)),
         essential("sockhash maps", "sockmap", map(MapType::SockHash)),
         essential(
@@ -102,6 +121,13 @@ fn tcx() -> Found {
         Err(e) if errno(&e) == Some(libc::EINVAL) => {
             Found::No("no (Linux 6.6 has them): clsact is used".to_owned())
         }
+        Err(e) => unanswered(&e),
+    }
+}
+
+fn repair() -> Found {
+    match repair::probe() {
+        Ok(()) => Found::Yes,
         Err(e) => unanswered(&e),
     }
 }
@@ -143,8 +169,18 @@ impl Report {
     fn missing(&self, engine: &str) -> Vec<&Feature> {
         self.features
             .iter()
-            .filter(|f| f.essential && f.needed_for == engine && !matches!(f.found, Found::Yes))
+            .filter(|f| f.essential && f.is_for(engine) && !matches!(f.found, Found::Yes))
             .collect()
+    }
+
+    /// The packets of its flows are steered, too.
+    fn packet(&self) -> String {
+        let steering = self.engine("steering");
+        if steering == YES {
+            self.engine("packet")
+        } else {
+            steering
+        }
     }
 
     fn engine(&self, engine: &str) -> String {
@@ -152,7 +188,7 @@ impl Report {
         if let Some(forbidden) = missing.iter().find(|f| matches!(f.found, Found::Forbidden)) {
             forbidden.found.to_string()
         } else if missing.is_empty() {
-            "yes".to_owned()
+            YES.to_owned()
         } else {
             let names: Vec<&str> = missing.iter().map(|f| f.name).collect();
             format!("no: {} missing", names.join(", "))
@@ -194,6 +230,7 @@ impl fmt::Display for Report {
             "\nsteering (--source client)  {}",
             self.engine("steering")
         )?;
+        writeln!(f, "engine packet               {}", self.packet())?;
         writeln!(f, "engine sockmap              {}", self.sockmap())?;
         writeln!(f, "engine copy                 yes")
     }

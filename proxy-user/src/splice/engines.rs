@@ -83,6 +83,9 @@ pub enum Fallback {
     OptionsDiffer,
     /// The client's side may send larger segments than the backend has asked for.
     SegmentsDiffer,
+    /// A peer's window is smaller than the unit that the other side counts it in (`tcp_rmem` allows
+    /// buffers of a GiB, say).
+    WindowTooSmall,
     /// Another flow is still in the tables with the same addresses and ports.
     TupleTaken,
     /// The tables are full.
@@ -107,6 +110,7 @@ impl Fallback {
             Self::FamiliesDiffer => "families-differ",
             Self::OptionsDiffer => "options-differ",
             Self::SegmentsDiffer => "segments-differ",
+            Self::WindowTooSmall => "window-too-small",
             Self::TupleTaken => "tuple-taken",
             Self::TableFull => "table-full",
             Self::SocketRefused => "socket-refused",

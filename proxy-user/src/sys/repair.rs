@@ -12,7 +12,7 @@ use linux_raw_sys::net::{
     TCP_REPAIR_OFF_NO_WP, TCP_REPAIR_ON, TCPI_OPT_ECN, TCPI_OPT_SACK, TCPI_OPT_TIMESTAMPS,
     TCPI_OPT_USEC_TS, TCPI_OPT_WSCALE,
 };
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::TcpStream;
 
 use super::splice::{check, info, is_established, receive_queue, set_int};
@@ -121,6 +121,8 @@ pub struct Negotiated {
     /// Payload of the largest segment without options that we send now: the peer's MSS option, or
     /// what the path carries, or half of the peer's largest window.
     pub largest_out: u32,
+    /// The peer's window as it was last told, in bytes.
+    pub window: u32,
     /// What the path carries as far as is known, in bytes with IP header.
     pub path_mtu: u32,
 }
@@ -146,6 +148,7 @@ pub fn negotiated(socket: &impl AsFd) -> io::Result<Negotiated> {
         our_scale: if scaled { info.tcpi_rcv_wscale() } else { 0 },
         largest_in: info.tcpi_advmss + options,
         largest_out: info.tcpi_snd_mss + options,
+        window: info.tcpi_snd_wnd,
         path_mtu: info.tcpi_pmtu,
     })
 }
@@ -164,6 +167,11 @@ fn position(socket: &impl AsFd, queue: Queue) -> io::Result<u32> {
     let queue = queue as libc::c_int;
     set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, queue)?;
     get_u32(socket, libc::TCP_QUEUE_SEQ)
+}
+
+/// May this process use repair mode? Tried on a socket of its own.
+pub fn probe() -> io::Result<()> {
+    enter(&Socket::new(Domain::IPV4, Type::STREAM, None)?)
 }
 
 /// Leaves repair mode, without the window probe that is usual then.

@@ -1,6 +1,6 @@
 //! May two connections be joined, and what the entries of the joined flow say.
 
-use proxy_common::flow::{Forward, Record, SEEN_LESS};
+use proxy_common::flow::{Forward, Record, SEEN_ECN_ALONE, SEEN_LESS};
 use proxy_common::segment::Shift;
 
 use super::super::Fallback;
@@ -43,6 +43,13 @@ impl Legs {
         {
             return Err(Fallback::OptionsDiffer);
         }
+        // A window below the unit that its receiver counts in would look closed for ever. The kernel's
+        // scale follows the largest buffer allowed (`tcp_select_initial_window`).
+        for (from, to) in [(down, up), (up, down)] {
+            if from.window >> to.our_scale == 0 {
+                return Err(Fallback::WindowTooSmall);
+            }
+        }
         // The backend was asked for no larger segments than the client takes (`Connecting::mss`). What
         // the client may send is known only now, and must fit our own link, where nobody would tell it, and
         // the maximum that the backend has asked for. A path that is narrower elsewhere is for path MTU
@@ -61,7 +68,7 @@ impl Legs {
         let (down, up) = (&self.downstream, &self.upstream);
         let to_upstream = up.write.wrapping_sub(down.read);
         let to_downstream = down.write.wrapping_sub(up.read);
-        let ecn = u8::from(down.negotiated.ecn && up.negotiated.ecn);
+        let both_ecn = down.negotiated.ecn && up.negotiated.ecn;
         let entry = |from: &Leg, to: &Leg, seq: u32, ack: u32| Forward {
             flow,
             packets: 0,
@@ -78,7 +85,7 @@ impl Legs {
                 window_from: from.negotiated.their_scale,
                 window_to: to.negotiated.our_scale,
                 known: 0,
-                ecn,
+                ecn: both_ecn.into(),
             },
             ifindex: from.out.ifindex,
             next_seq: from.read,
@@ -87,7 +94,11 @@ impl Legs {
             floor: to.received,
             reserved: 0,
             window: 0,
-            seen: SEEN_LESS,
+            seen: if from.negotiated.ecn && !both_ecn {
+                SEEN_LESS | SEEN_ECN_ALONE
+            } else {
+                SEEN_LESS
+            },
         };
         let downstream = Forward {
             rewrite: record.upstream.reversed(),

@@ -17,7 +17,8 @@ use crate::upstream::SendProxy;
 pub enum SourceArg {
     /// The client's, put on the wire by tc programs.
     Client,
-    /// The proxy's own.
+    /// The proxy's own. Flows that the engine `packet` is to take get a port outside
+    /// `net.ipv4.ip_local_port_range`.
     Proxy,
 }
 
@@ -45,7 +46,8 @@ pub enum LogFormat {
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct RunArgs {
-    /// Address and port to accept connections on. `[::]:PORT` accepts IPv4 as well.
+    /// Address and port to accept connections on. `[::]:PORT` accepts IPv4 as well. The engine `packet`
+    /// takes connections that come by an interface which has the address.
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: SocketAddr,
 
@@ -75,8 +77,11 @@ pub struct RunArgs {
     #[arg(long, value_enum, value_name = "VERSION")]
     pub send_proxy: Option<SendProxy>,
 
-    /// What moves the bytes. `auto` takes the best that the kernel and the flow allow, and
-    /// `limpid flows` says why where that was not the best there is.
+    /// What moves the bytes, once both sides are connected. `auto` takes the best that the kernel and the
+    /// flow allow: `packet`, `sockmap`, `copy`; `limpid flows` says why where that was not the first.
+    ///
+    /// Flows of `packet` have no socket on this host: its netfilter, conntrack and `ss` do not see them, and
+    /// they go on when limpid is killed.
     #[arg(long, value_enum, default_value_t)]
     pub splice: Choice,
 
@@ -84,12 +89,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub upstream_interface: Option<String>,
 
-    /// Interface towards the clients [default: any]. Connections that arrive elsewhere are not
-    /// accepted (`SO_BINDTODEVICE`).
+    /// Interface towards the clients [default: any; for the engine `packet` those that have the address of
+    /// --listen]. Connections that arrive elsewhere are not accepted (`SO_BINDTODEVICE`).
     #[arg(long, value_name = "NAME")]
     pub downstream_interface: Option<String>,
 
-    /// How programs are put on the upstream interface.
+    /// How programs are put on interfaces.
     #[arg(long, value_enum, default_value_t = AttachMode::Auto)]
     pub attach: AttachMode,
 
@@ -105,11 +110,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = positive_duration)]
     pub connect_timeout: Duration,
 
-    /// How long a flow may stay without a byte in either direction.
+    /// How long a flow may stay without a byte in either direction (engine `packet`: without a packet, and a
+    /// keep-alive probe is one).
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = positive_duration)]
     pub idle_timeout: Duration,
 
-    /// How long a flow may stay without a byte once one side has closed.
+    /// How long a flow may stay without a byte, or packet, once one side has closed.
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = positive_duration)]
     pub half_close_timeout: Duration,
 
@@ -118,7 +124,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
 
-    /// Flows that the flow table has room for.
+    /// Flows that the tables have room for. Connections beyond are refused with --source client, and take
+    /// an engine with sockets with --source proxy.
     #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1..=8_388_608))]
     pub max_flows: u32,
 

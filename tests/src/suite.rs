@@ -39,7 +39,7 @@ const LONG: &str = "LIMPID_TEST_LONG";
 const LONG_FACTOR: u32 = 10;
 
 /// Something a machine may lack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Need {
     /// A program, by its path.
     Program(&'static str),
@@ -51,6 +51,8 @@ pub enum Need {
     File(&'static str),
     /// VLAN devices.
     Vlan,
+    /// What only one file needs: it says why it is not met, if it is not.
+    Other(fn() -> Option<String>),
 }
 
 /// HAProxy.
@@ -80,6 +82,7 @@ impl Need {
             Self::Vlan => make_vlan()
                 .err()
                 .map(|error| format!("no VLAN devices: {error:#}")),
+            Self::Other(lacking) => lacking(),
         }
     }
 }

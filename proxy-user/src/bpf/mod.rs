@@ -6,7 +6,7 @@
 //! * [`tables`]: the flow table; [`forwards`]: the engine `packet`'s.
 //! * [`sockmap`]: the engine `sockmap`'s programs and maps; [`btf`] for where kernel structures have
 //!   their members.
-//! * [`probe`]: what this kernel offers.
+//! * [`probe`]: what this kernel offers; [`dry_run`]: the steering programs run on made-up packets.
 
 use std::error::Error;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -21,6 +21,7 @@ use thiserror::Error;
 pub mod attach;
 pub mod btf;
 pub mod clsact;
+pub mod dry_run;
 pub mod forwards;
 pub mod pins;
 pub mod probe;

@@ -11,8 +11,9 @@ use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
 
 use super::attach::query_tcx;
+use super::dry_run::DryRun;
 use super::sockmap::{Globals, kernel_version};
-use super::{CAPABILITIES, causes, errno};
+use super::{CAPABILITIES, LoadError, causes, errno};
 use crate::splice::{Doubt, Trust, trust};
 use crate::sys::repair;
 
@@ -69,6 +70,7 @@ pub fn probe() -> Report {
             "steering",
             program(ProgramType::SchedClassifier),
         ),
+        essential("limpid's programs", "steering", own_programs()),
         Feature {
             name: "TCX links",
             needed_for: "steering, next to other tc programs",
@@ -113,6 +115,19 @@ fn program(kind: ProgramType) -> Found {
 
 fn map(kind: MapType) -> Found {
     answer(is_map_supported(kind))
+}
+
+/// Does the verifier take the very programs? A kernel may have all that they need and yet refuse them.
+fn own_programs() -> Found {
+    match DryRun::verify() {
+        Ok(()) => Found::Yes,
+        Err(e) if errno(&e) == Some(libc::EPERM) => Found::Forbidden,
+        // Without what the verifier has to say: that fills pages, and is in the log of `limpid run`.
+        Err(LoadError::Program { program, .. }) => {
+            Found::No(format!("no: the kernel refuses {program}"))
+        }
+        Err(e) => unanswered(&e),
+    }
 }
 
 fn tcx() -> Found {
@@ -223,7 +238,7 @@ impl fmt::Display for Report {
                 found,
                 ..
             } = feature;
-            writeln!(f, "  {name:<16} {needed_for:<36} {found}")?;
+            writeln!(f, "  {name:<17} {needed_for:<36} {found}")?;
         }
         writeln!(
             f,

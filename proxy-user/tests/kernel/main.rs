@@ -1,9 +1,11 @@
-//! What the daemon asks of the kernel, asked of a real one: each test in network namespaces of its own.
+//! What the daemon asks of the kernel, asked of a real one: each test in network namespaces of its own,
+//! or (`program`) in none: there the kernel runs the BPF programs on packets that never were on a wire.
 
 mod arrival;
 mod conntrack;
 mod netlink;
 mod pair;
+mod program;
 mod repair;
 mod reset;
 
@@ -18,5 +20,6 @@ fn main() -> ExitCode {
     conntrack::add_to(&mut suite);
     netlink::add_to(&mut suite);
     reset::add_to(&mut suite);
+    program::add_to(&mut suite);
     suite.run()
 }

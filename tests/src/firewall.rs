@@ -42,23 +42,41 @@ pub fn tracked(host: &Host) -> Result<u64> {
     count.trim().parse().context(count)
 }
 
-/// No new connection gets in while this is there: SYNs are dropped, and come again after a second.
-pub struct Closed<'a>(&'a Host);
+/// A host that drops some of what it is sent, as long as this is there.
+pub struct Deaf<'a>(&'a Host);
 
-impl<'a> Closed<'a> {
-    /// Closes `port`.
-    pub fn to(host: &'a Host, port: u16) -> Result<Self> {
-        host.sh("nft add table inet closed")?;
+impl<'a> Deaf<'a> {
+    /// To new connections to `port`: their SYNs come again after a second.
+    pub fn to_new(host: &'a Host, port: u16) -> Result<Self> {
+        Self::to(host, &format!("tcp dport {port} tcp flags syn / syn,ack"))
+    }
+
+    /// To resets.
+    pub fn to_resets(host: &'a Host) -> Result<Self> {
+        Self::to(host, "tcp flags rst")
+    }
+
+    fn to(host: &'a Host, what: &str) -> Result<Self> {
+        host.sh("nft add table inet deaf")?;
         let chain = "{ type filter hook input priority 0 ; policy accept ; }";
-        host.sh(&format!("nft add chain inet closed input {chain}"))?;
-        let syn = format!("tcp dport {port} tcp flags syn / syn,ack drop");
-        host.sh(&format!("nft add rule inet closed input {syn}"))?;
+        host.sh(&format!("nft add chain inet deaf input {chain}"))?;
+        host.sh(&format!("nft add rule inet deaf input {what} counter drop"))?;
         Ok(Self(host))
     }
 
-    /// Opens it again.
-    pub fn open(self) -> Result<()> {
-        self.0.sh("nft delete table inet closed").map(drop)
+    /// How many packets were dropped.
+    pub fn dropped(&self) -> Result<u64> {
+        let rules = self.0.sh("nft list chain inet deaf input")?;
+        let count = rules
+            .split("packets ")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next());
+        count.and_then(|count| count.parse().ok()).context(rules)
+    }
+
+    /// No longer.
+    pub fn end(self) -> Result<()> {
+        self.0.sh("nft delete table inet deaf").map(drop)
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use limpid_tests::firewall;
@@ -19,7 +19,7 @@ use limpid_tests::scene::{Pair, Scene, UPSTREAM};
 use limpid_tests::suite::{Lab, Need, Suite, scaled, shrunk};
 use limpid_tests::talk;
 use limpid_tests::transfer::{self, Flow};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -179,6 +179,9 @@ fn main() -> ExitCode {
             &[Need::Tun],
             move |lab| bytes_count_once(lab, family),
         );
+        suite.test(format!("keepalive_{family}"), &[], move |lab| {
+            keepalive(lab, family)
+        });
         suite.test(format!("thousand_random_sizes_{family}"), &[], move |lab| {
             thousand_random_sizes(lab, family)
         });
@@ -234,8 +237,8 @@ async fn switch_in_bulk(
         options.engine(Engine::Packet)
     })
     .await?;
-    let closed = if held {
-        Some(firewall::Closed::to(&scene.net.backend, UPSTREAM)?)
+    let deaf = if held {
+        Some(firewall::Deaf::to_new(&scene.net.backend, UPSTREAM)?)
     } else {
         None
     };
@@ -249,10 +252,10 @@ async fn switch_in_bulk(
                 .with_context(|| format!("client {n}"))
         });
     }
-    if let Some(closed) = closed {
+    if let Some(deaf) = deaf {
         scene.wait_for_unanswered(FLOWS as usize).await?;
         wait_for_payload(&scene.net, FLOWS as usize).await?;
-        closed.open()?;
+        deaf.end()?;
     }
     let mut servers = JoinSet::new();
     for n in 0..FLOWS {
@@ -604,6 +607,43 @@ async fn bytes_count_once(lab: Lab, family: Family) -> Result<()> {
     }
     drop(pair);
     ensure_counted(&scene.record().await?, up.length, down.length)
+}
+
+/// Probes of one end are answered by the other, and not by anybody between; they are no bytes, and so no
+/// reason for a flow to stay.
+async fn keepalive(lab: Lab, family: Family) -> Result<()> {
+    const IDLE: Duration = Duration::from_secs(4);
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
+        options.engine(Engine::Packet).with("--idle-timeout=4s")
+    })
+    .await?;
+    let Pair {
+        mut client,
+        mut server,
+        ..
+    } = scene.open().await?;
+    scene.wait_for_no_sockets().await?;
+    let some = Flow::new(100, 1);
+    both_ways(&mut client, &mut server, some, some).await?;
+    let begun = Instant::now();
+    let probes = TcpKeepalive::new()
+        .with_time(Duration::from_secs(1))
+        .with_interval(Duration::from_secs(1))
+        .with_retries(1);
+    for end in [&client, &server] {
+        SockRef::from(end).set_tcp_keepalive(&probes)?;
+    }
+    for end in [&mut client, &mut server] {
+        timeout(scaled(2 * IDLE), transfer::expect_reset(end))
+            .await
+            .context("kept by probes")??;
+    }
+    let took = begun.elapsed();
+    // Without an answer the ends would have given up after two seconds.
+    ensure!(took > IDLE * 9 / 10, "closed after {took:?}");
+    let record = scene.record_of(Engine::Packet).await?;
+    ensure!(record.get("end")? == "idle-timeout", "{record:?}");
+    ensure_counted(&record, some.length, some.length)
 }
 
 /// A thousand at once, each with sizes of its own.

@@ -13,8 +13,9 @@ use limpid_tests::programs::Engine;
 use limpid_tests::scene::{Pair, Scene, UPSTREAM};
 use limpid_tests::suite::{Lab, Suite, scaled};
 use limpid_tests::transfer::{self, Flow};
+use nix::sys::signal::Signal;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
 /// Longer than any end takes that is not waited for.
@@ -91,6 +92,14 @@ fn main() -> ExitCode {
         suite.test(format!("stopped_{family}"), &[], move |lab| {
             stopped(lab, family)
         });
+        for (who, side) in [("client", Side::Client), ("backend", Side::Backend)] {
+            suite.test(format!("lost_reset_{who}_{family}"), &[], move |lab| {
+                lost_reset(lab, side, family)
+            });
+        }
+        suite.test(format!("same_tuple_unseen_{family}"), &[], move |lab| {
+            same_tuple_unseen(lab, family)
+        });
         for (name, again) in [
             ("backend_closes", Again::BackendCloses),
             ("client_closes", Again::ClientCloses),
@@ -165,11 +174,11 @@ async fn reset(lab: Lab, side: Side, stage: Stage, family: Family) -> Result<()>
 
 /// A client that goes before there is an upstream: the backend is told too, if it ever hears of it.
 async fn reset_connecting(scene: &Scene) -> Result<()> {
-    let closed = firewall::Closed::to(&scene.net.backend, UPSTREAM)?;
+    let deaf = firewall::Deaf::to_new(&scene.net.backend, UPSTREAM)?;
     let client = scene.enter().await?;
     scene.wait_for_unanswered(1).await?;
     transfer::reset(client)?;
-    closed.open()?;
+    deaf.end()?;
     let mut arrived = match timeout(Duration::from_secs(2), scene.backend.accept()).await {
         Ok(arrived) => Some(arrived?.0),
         Err(_) => None,
@@ -201,11 +210,11 @@ async fn half_close(lab: Lab, side: Side, stage: Stage, family: Family) -> Resul
     let scene = Scene::start(&lab, family, Engine::Packet).await?;
     let (said, answer) = (Flow::new(70_000, 1), Flow::new(2_000_000, 2));
     let (mut first, mut second) = if let Stage::Connecting = stage {
-        let closed = firewall::Closed::to(&scene.net.backend, UPSTREAM)?;
+        let deaf = firewall::Deaf::to_new(&scene.net.backend, UPSTREAM)?;
         let mut client = scene.enter().await?;
         said.send_to_end(&mut client).await?;
         scene.wait_for_unanswered(1).await?;
-        closed.open()?;
+        deaf.end()?;
         (client, scene.accept().await?.0)
     } else {
         let (mut first, second) = ordered(scene.open().await?, side);
@@ -350,6 +359,34 @@ async fn stopped(lab: Lab, family: Family) -> Result<()> {
     Ok(())
 }
 
+/// The reset that tells of a timeout gets lost on its way to one side. What that side says next is answered
+/// with another.
+async fn lost_reset(lab: Lab, side: Side, family: Family) -> Result<()> {
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
+        options.engine(Engine::Packet).with("--idle-timeout=1s")
+    })
+    .await?;
+    let (mut lost, mut other) = ordered(scene.open().await?, side);
+    scene.wait_for_no_sockets().await?;
+    let some = Flow::new(3000, 1);
+    tokio::try_join!(some.send(&mut other), some.receive(&mut lost))?;
+    let deaf = firewall::Deaf::to_resets(match side {
+        Side::Client => &scene.net.edge,
+        Side::Backend => &scene.net.backend,
+    })?;
+    timeout(scaled(PROMPT), transfer::expect_reset(&mut other))
+        .await
+        .context("the other side was not told")??;
+    let record = scene.record_of(Engine::Packet).await?;
+    ensure!(record.get("end")? == "idle-timeout", "{record:?}");
+    ensure!(deaf.dropped()? > 0, "no reset was lost");
+    deaf.end()?;
+    lost.write_all(b"still there?").await?;
+    timeout(scaled(PROMPT), transfer::expect_reset(&mut lost))
+        .await
+        .context("left in the dark")?
+}
+
 /// How a connection ends before the next one from the same port.
 #[derive(Clone, Copy, Debug)]
 enum Again {
@@ -357,6 +394,54 @@ enum Again {
     ClientCloses,
     ClientResets,
     BackendResets,
+}
+
+/// A flow ends, and its client comes again from the same port, before the daemon has had a look at the end:
+/// it is logged as it was.
+async fn same_tuple_unseen(lab: Lab, family: Family) -> Result<()> {
+    const PORT: u16 = 7001;
+    let mut scene = Scene::start(&lab, family, Engine::Packet).await?;
+    let from = SocketAddr::new(scene.net.edge_transit_ip(family), PORT);
+    let bind = move |socket: &TcpSocket| {
+        socket.set_reuseaddr(true)?;
+        socket.bind(from)
+    };
+    let header = scene.header();
+    let edge = &scene.net.edge;
+    let client = edge.connect_with(scene.address(), bind).await?;
+    let mut old = scene.open_over(client, &header).await?;
+    scene.wait_for_no_sockets().await?;
+    let (up, down) = (Flow::new(50_000, 1), Flow::new(60_000, 2));
+    tokio::try_join!(up.send(&mut old.client), up.receive(&mut old.server))?;
+    tokio::try_join!(down.send(&mut old.server), down.receive(&mut old.client))?;
+
+    scene.limpid.process().signal(Signal::SIGSTOP)?;
+    transfer::reset(old.client)?;
+    transfer::expect_reset(&mut old.server).await?;
+    let edge = &scene.net.edge;
+    let mut client = edge.connect_with(scene.address(), bind).await?;
+    client.write_all(&header).await?;
+    sleep(Duration::from_millis(50)).await;
+    scene.limpid.process().signal(Signal::SIGCONT)?;
+
+    let (mut server, _) = scene.accept().await?;
+    transfer::exchange(&mut client, &mut server, down, up).await?;
+    let mut ends = Vec::new();
+    for record in scene.limpid.wait_for_access_lines(2).await? {
+        ends.push((
+            record.get("end")?,
+            record.get("bytes_up")?,
+            record.get("bytes_down")?,
+        ));
+    }
+    ends.sort();
+    let expected = [
+        ("downstream-reset", "50000", "60000"),
+        ("fin", "60000", "50000"),
+    ]
+    .map(|(end, up, down)| (end.to_owned(), up.to_owned(), down.to_owned()));
+    ensure!(ends == expected, "{ends:?}");
+    Ok(())
 }
 
 /// The same client from the same port, over a connection from the same port of the edge, again and

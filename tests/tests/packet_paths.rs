@@ -1,14 +1,16 @@
 //! What lies on the way of flows of the engine `packet`: interfaces of every kind, MTUs that differ,
 //! routers that take less, and routes and neighbours that change under open flows.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use limpid_tests::header::Version;
 use limpid_tests::net::{Family, Impairment, LinkKind, Plan, Topology};
 use limpid_tests::process::eventually;
-use limpid_tests::programs::{Engine, Options};
-use limpid_tests::scene::{Pair, Scene};
+use limpid_tests::programs::{Engine, Limpid, Options};
+use limpid_tests::scene::{LISTEN, Pair, Scene, UPSTREAM};
 use limpid_tests::suite::{Lab, Need, Suite, scaled, shrunk};
 use limpid_tests::talk::Talks;
 use limpid_tests::transfer::{self, Flow};
@@ -128,6 +130,9 @@ fn main() -> ExitCode {
         suite.test(format!("own_address_{family}"), &[], move |lab| {
             own_address(lab, family)
         });
+        suite.test(format!("any_address_{family}"), &[], move |lab| {
+            any_address(lab, family)
+        });
         suite.test(format!("backend_moves_{family}"), &[], move |lab| {
             backend_moves(lab, family)
         });
@@ -158,9 +163,7 @@ fn packet(options: Options) -> Options {
 async fn over(lab: Lab, plan: Plan, family: Family) -> Result<()> {
     let scene = Scene::with(&lab, family, &plan, packet).await?;
     let client = scene.new_client();
-    let mut pair = scene
-        .open_as(limpid_tests::header::Version::V2, client)
-        .await?;
+    let mut pair = scene.open_as(Version::V2, client).await?;
     ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
     scene.wait_for_engine(Engine::Packet).await?;
     bulk_without_a_stall(&mut pair, shrunk(8 << 20)).await?;
@@ -295,6 +298,33 @@ async fn own_address(lab: Lab, family: Family) -> Result<()> {
     scene.wait_for_engine(Engine::Packet).await?;
     bulk_without_a_stall(&mut pair, shrunk(8 << 20)).await?;
     close(&scene, pair).await
+}
+
+/// A listener on `[::]` takes connections of both versions of IP.
+async fn any_address(lab: Lab, family: Family) -> Result<()> {
+    let net = Topology::standard()?;
+    let upstream = net.backend_addr(family, UPSTREAM);
+    let backend = net.backend.listen(upstream).await?;
+    let listen = SocketAddr::new(Family::V6.unspecified(), LISTEN);
+    let options = packet(Options::new(listen, upstream)).accept_proxy(family.everything());
+    let limpid = Limpid::start(&net.proxy, &lab, &options)?;
+    let address = net.proxy_addr(family, LISTEN);
+    let who = SocketAddr::new(net.elsewhere(family, 7), 4711);
+    let mut client = net.edge.connect(address).await?;
+    client.write_all(&Version::V2.header(who, address)).await?;
+    let (mut server, peer) = backend.accept().await?;
+    ensure!(peer == who, "seen as {peer}, not {who}");
+    limpid.wait_for_engine(&net.proxy, Engine::Packet).await?;
+    let (up, down) = (Flow::new(500_000, 1), Flow::new(600_000, 2));
+    transfer::exchange(&mut client, &mut server, up, down).await?;
+    let records = limpid.wait_for_access_lines(1).await?;
+    let record = records.first().context("no record")?;
+    record.ensure_carried_by(Engine::Packet)?;
+    ensure!(
+        record.get("peer")? == client.local_addr()?.to_string(),
+        "{record:?}"
+    );
+    Ok(())
 }
 
 /// A client on the proxy host itself never passes an interface: another engine, with a reason.

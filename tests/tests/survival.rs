@@ -137,7 +137,8 @@ async fn killed(lab: Lab, attach: &str, family: Family) -> Result<()> {
         .map(|stream| Ok(stream.local_addr()?.to_string()))
         .collect::<Result<_>>()?;
     let proxy = &scene.net.proxy;
-    let known = clients(&scene.limpid.flows(proxy)?)?;
+    let before = scene.limpid.flows(proxy)?;
+    let (known, legs) = (clients(&before)?, legs(&before));
     let talks = Talks::start(&scene.net.edge, streams, PAUSE);
     sleep(Duration::from_secs(1)).await;
     let with_it = talks.longest_since();
@@ -155,6 +156,11 @@ async fn killed(lab: Lab, attach: &str, family: Family) -> Result<()> {
     ensure!(
         clients(&adopted)? == known,
         "the clients are others: {:?}",
+        adopted.first()
+    );
+    ensure!(
+        self::legs(&adopted) == legs,
+        "other connections: {:?}",
         adopted.first()
     );
     for flow in &adopted {
@@ -197,6 +203,15 @@ async fn killed(lab: Lab, attach: &str, family: Family) -> Result<()> {
         "{bytes} bytes counted, sent were {least} to {most}"
     );
     Ok(())
+}
+
+/// Where flows come from and go to, as `limpid flows` has it.
+fn legs(flows: &[serde_json::Value]) -> HashSet<String> {
+    let legs = flows.iter().map(|flow| {
+        let fields = ["downstream", "upstream", "source"];
+        fields.map(|field| flow[field].to_string()).join(" ")
+    });
+    legs.collect()
 }
 
 /// The clients that `limpid flows` names.

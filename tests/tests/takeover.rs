@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use limpid_tests::firewall::Closed;
+use limpid_tests::firewall::Deaf;
 use limpid_tests::header::Version;
 use limpid_tests::net::{Family, Host, Plan, Topology};
 use limpid_tests::process::{PATIENCE, eventually};
@@ -303,7 +303,7 @@ async fn half_way(lab: Lab, family: Family) -> Result<()> {
     let large = Flow::new(shrunk(1 << 20), 7);
     let header = scene.header();
     let mut client = scene.connect().await?;
-    let closed = Closed::to(backend, UPSTREAM)?;
+    let deaf = Deaf::to_new(backend, UPSTREAM)?;
     let sending = tokio::spawn(async move {
         client.write_all(&header).await?;
         large.send(&mut client).await?;
@@ -311,10 +311,10 @@ async fn half_way(lab: Lab, family: Family) -> Result<()> {
     });
     scene.wait_for_unanswered(1).await?;
     sleep(Duration::from_millis(200)).await;
-    closed.open()?;
+    deaf.end()?;
     let (mut server, _) = scene.accept().await?;
     let mut silent = scene.connect().await?;
-    let closed = Closed::to(backend, UPSTREAM)?;
+    let deaf = Deaf::to_new(backend, UPSTREAM)?;
     let mut connecting = scene.enter().await?;
     scene.wait_for_unanswered(1).await?;
     let proxy = &scene.net.proxy;
@@ -322,7 +322,7 @@ async fn half_way(lab: Lab, family: Family) -> Result<()> {
     let second = daemons.next(&scene, Engine::Packet, &[]).await?;
     let flows = second.flows(proxy)?;
     ensure!(flows.is_empty(), "nothing was half way: {flows:?}");
-    closed.open()?;
+    deaf.end()?;
     let (mut connected, _) = scene.accept().await?;
     silent.write_all(&scene.header()).await?;
     let (mut answering, _) = scene.accept().await?;

@@ -107,13 +107,30 @@ const TRANSLATED: &[(&str, Settings)] = {
         ),
     ]
 };
-const NOT_TRANSLATED: &[(&str, Settings)] = &[
-    (
-        "backend_no_timestamps",
-        &[(On::Backend, "tcp_timestamps", "0")],
-    ),
-    ("backend_no_sack", &[(On::Backend, "tcp_sack", "0")]),
-];
+const NOT_TRANSLATED: &[(&str, Settings, &str)] = {
+    use On::{Backend, Client, Proxy};
+    &[
+        (
+            "backend_no_timestamps",
+            &[(Backend, "tcp_timestamps", "0")],
+            "options-differ",
+        ),
+        (
+            "backend_no_sack",
+            &[(Backend, "tcp_sack", "0")],
+            "options-differ",
+        ),
+        (
+            // Windows in units of 16 KiB, and one that is smaller.
+            "tiny_window",
+            &[
+                (Proxy, "tcp_rmem", "4096 131072 1073741824"),
+                (Client, "tcp_rmem", "4096 8192 8192"),
+            ],
+            "window-too-small",
+        ),
+    ]
+};
 
 fn main() -> ExitCode {
     let mut suite = Suite::new();
@@ -136,9 +153,9 @@ fn main() -> ExitCode {
                 translated(lab, settings, family)
             });
         }
-        for (name, settings) in NOT_TRANSLATED {
+        for (name, settings, reason) in NOT_TRANSLATED {
             suite.test(format!("options_{name}_{family}"), &[], move |lab| {
-                not_translated(lab, settings, family)
+                not_translated(lab, settings, reason, family)
             });
         }
         suite.test(
@@ -398,9 +415,9 @@ async fn multipath_client(lab: Lab, family: Family) -> Result<()> {
 }
 
 /// What the client has been promised and the backend does not do cannot be taken back.
-async fn not_translated(lab: Lab, settings: Settings, family: Family) -> Result<()> {
+async fn not_translated(lab: Lab, settings: Settings, reason: &str, family: Family) -> Result<()> {
     let scene = with_settings(&lab, settings, family).await?;
-    falls_back(&scene, "options-differ").await
+    falls_back(&scene, reason).await
 }
 
 /// Another engine takes the flow, and the record says why.

@@ -141,6 +141,9 @@ fn main() -> ExitCode {
                 down_and_up(lab, interface, family)
             });
         }
+        suite.test(format!("no_route_{family}"), &[], move |lab| {
+            no_route(lab, family)
+        });
         for (name, other_cable) in [("", false), ("other_cable_", true)] {
             suite.test(
                 format!("gateway_replaced_{name}{family}"),
@@ -450,6 +453,30 @@ async fn gateway_replaced(lab: Lab, other_cable: bool, family: Family) -> Result
             Ok(())
         }
     }
+}
+
+/// The route to the clients goes, and does not come back: their flows end with a name, and the backend is
+/// told.
+async fn no_route(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::with(&lab, family, &Plan::default(), packet).await?;
+    scene.net.enable_forwarding()?;
+    let mut pair = open_from_behind_the_edge(&scene).await?;
+    scene.wait_for_no_sockets().await?;
+    let version = if family == Family::V4 { "-4" } else { "-6" };
+    scene
+        .net
+        .proxy
+        .ip(&format!("{version} route del default"))?;
+    // It is waited for ten seconds.
+    timeout(
+        scaled(Duration::from_secs(20)),
+        transfer::expect_reset(&mut pair.server),
+    )
+    .await
+    .context("the backend was not told")??;
+    let record = scene.record_of(Engine::Packet).await?;
+    ensure!(record.get("end")? == "downstream-unroutable", "{record:?}");
+    Ok(())
 }
 
 /// A second interface of the edge, on the same cable or on one of its own; returns the route by it.

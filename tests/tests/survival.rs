@@ -57,6 +57,9 @@ fn main() -> ExitCode {
         suite.test(format!("another_layout_{family}"), &[], move |lab| {
             another_layout(lab, family)
         });
+        suite.test(format!("killed_and_cleaned_up_{family}"), &[], move |lab| {
+            killed_and_cleaned_up(lab, family)
+        });
         suite.test(format!("take_over_of_nobody_{family}"), &[], move |lab| {
             take_over_of_nobody(lab, family)
         });
@@ -466,6 +469,27 @@ async fn another_layout(lab: Lab, family: Family) -> Result<()> {
     ensure!(!status.success() && log.contains("limpid cleanup"), "{log}");
     let (up, down) = (Flow::new(200_000, 1), Flow::new(200_000, 2));
     transfer::exchange(&mut pair.client, &mut pair.server, up, down).await
+}
+
+/// A clean-up is the end of flows that nobody keeps, and both ends learn of it when they say something.
+async fn killed_and_cleaned_up(lab: Lab, family: Family) -> Result<()> {
+    let daemons = Daemons::new(lab, family, &[]);
+    let mut scene = daemons.first().await?;
+    let mut pair = scene.open().await?;
+    scene.wait_for_no_sockets().await?;
+    scene.limpid.kill()?;
+    scene.limpid.cleanup(&scene.net.proxy)?;
+    for (who, end) in [("client", &mut pair.client), ("backend", &mut pair.server)] {
+        // The programs go a moment after their links.
+        timeout(scaled(PROMPT), async {
+            while end.write_all(b"anybody there?").await.is_ok() {
+                sleep(PAUSE).await;
+            }
+        })
+        .await
+        .with_context(|| format!("the {who} was not told"))?;
+    }
+    Ok(())
 }
 
 /// Where nobody runs, it is an ordinary start.

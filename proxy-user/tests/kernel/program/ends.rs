@@ -110,6 +110,8 @@ fn ended(family: Family) -> Result<()> {
         (entry.acked, entry.window) == (ACKED_UP + 9, 77),
         "{entry:?}"
     );
+    // Nobody gets the payload, so nobody is charged for it.
+    ensure!((entry.bytes, entry.next_seq) == (0, START_UP), "{entry:?}");
     let reset = frame::tcp(&up, &segment(RST), b"")?;
     ensure!(flow.arrive(&reset)?.0 == Verdict::Drop && flow.events()? == 1);
     ensure!(flow.entry(&up)?.seen & SEEN_RST != 0);
@@ -117,7 +119,8 @@ fn ended(family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A SYN on the tuple of a flow that is over is for the listener, and the entry is in its way no more.
+/// A SYN on the tuple of a flow that is over is for the listener. The entry is in its way no more, but
+/// what it has noted can still be read.
 fn new_connection(family: Family) -> Result<()> {
     for (client, backend) in [
         (SEEN_RST, 0),
@@ -131,9 +134,19 @@ fn new_connection(family: Family) -> Result<()> {
         let syn = Header::new(SYN, 1, 0, 64240).with_options(&[2, 4, 5, 0xb4]);
         let frame = frame::tcp(&flow.up, &syn, b"")?;
         flow.passes(&frame)?;
-        ensure!(flow.entry(&flow.up).is_err(), "the entry stays");
-        ensure!(flow.entry(&flow.down)?.packets == 0);
+        let (up, down) = (flow.entry(&flow.up)?, flow.entry(&flow.down)?);
+        ensure!(up.seen == client && up.packets == 0, "{up:?}");
+        ensure!(
+            down.seen == SEEN_SWITCH | backend && down.packets == 0,
+            "{down:?}"
+        );
         flow.passes(&frame)?;
+        // The rest of it likewise.
+        flow.passes(&frame::tcp(
+            &flow.up,
+            &Header::new(ACK, 2, 1, 502),
+            b"hello",
+        )?)?;
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result};
 use etherparse::icmpv4::DestUnreachableHeader;
 use etherparse::{
-    Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv6Header,
-    TcpHeaderSlice,
+    Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpDscp, IpEcn, IpNumber, Ipv4Header,
+    Ipv6Header, TcpHeaderSlice,
 };
 use proxy_common::flow::Tuple;
 use proxy_common::segment::{self, BUFFER, Shift};
@@ -127,4 +127,22 @@ pub(crate) fn ip(tuple: &Tuple, protocol: IpNumber, payload_len: usize) -> Resul
         .to_vec(),
     };
     Ok(header)
+}
+
+/// The frame with these ECN bits in its IP header, and with the class that voice has (RFC 3246) beside them.
+pub(crate) fn marked(frame: &[u8], ecn: u8) -> Result<Vec<u8>> {
+    let (ecn, class) = (IpEcn::try_new(ecn)?, IpDscp::EF);
+    let (ethernet, packet) = frame.split_at(ETHERNET);
+    let header = if packet[0] >> 4 == 4 {
+        let (mut header, _) = Ipv4Header::from_slice(packet)?;
+        (header.ecn, header.dscp) = (ecn, class);
+        header.header_checksum = header.calc_header_checksum();
+        header.to_bytes().to_vec()
+    } else {
+        let (mut header, _) = Ipv6Header::from_slice(packet)?;
+        header.set_ecn(ecn);
+        header.set_dscp(class);
+        header.to_bytes().to_vec()
+    };
+    Ok([ethernet, &header, &packet[header.len()..]].concat())
 }

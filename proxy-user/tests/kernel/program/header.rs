@@ -5,7 +5,7 @@ use limpid_tests::net::Family;
 use limpid_tests::suite::Suite;
 use proxy_common::flow::SEEN_LESS;
 use proxy_common::packet::{ACK, FIN};
-use proxy_common::segment::{self, Shift};
+use proxy_common::segment;
 
 use super::for_each_family;
 use super::frame::Header;
@@ -13,8 +13,6 @@ use super::spliced::{ACKED_DOWN, ACKED_UP, DOWN, START_DOWN, START_UP, Spliced, 
 
 const PSH: u8 = 0x08;
 const URG: u8 = 0x20;
-const ECE: u8 = 0x40;
-const CWR: u8 = 0x80;
 
 /// Two NOPs, timestamps (RFC 7323, appendix A).
 const TIMESTAMPS: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 9, 0xff, 0xff, 0xff, 7];
@@ -29,7 +27,6 @@ pub(crate) fn add_to(suite: &mut Suite) {
     for_each_family(suite, "moves_the_numbers", numbers);
     for_each_family(suite, "translates_options", options);
     for_each_family(suite, "leaves_the_urgent_pointer", urgent);
-    for_each_family(suite, "knows_ecn", ecn);
     for_each_family(suite, "acknowledges_no_less", acknowledges_no_less);
 }
 
@@ -105,21 +102,6 @@ fn urgent(family: Family) -> Result<()> {
     header.buffer[18..20].copy_from_slice(&5u16.to_be_bytes());
     ensure!(header.translated(&UP).buffer[18..20] == [0, 5]);
     flow.is_translated(&header, b"urgent")
-}
-
-/// Its flags pass where both legs have it, and only there; reserved bits never do.
-fn ecn(family: Family) -> Result<()> {
-    for ecn in [0, 1] {
-        let shift = Shift { ecn, ..UP };
-        let flow = Spliced::with(family, shift, DOWN)?;
-        let mut header = Header::new(ACK | ECE | CWR, START_UP, ACKED_UP, 4096);
-        header.buffer[12] |= 0x0f;
-        let expected = header.translated(&shift);
-        ensure!(expected.buffer[12] == 5 << 4);
-        ensure!((expected.buffer[13] == ACK) == (ecn == 0));
-        flow.becomes(&flow.up, &header, b"marked", &expected)?;
-    }
-    Ok(())
 }
 
 /// What our socket has acknowledged stays so, and no window reaches further for it.

@@ -4,6 +4,7 @@
 //! header should be, by etherparse the rest.
 
 mod clock;
+mod ecn;
 mod egress;
 mod ends;
 mod frame;
@@ -23,6 +24,7 @@ use proxy_user::bpf::dry_run::DryRun;
 pub(crate) fn add_to(suite: &mut Suite) {
     header::add_to(suite);
     clock::add_to(suite);
+    ecn::add_to(suite);
     ends::add_to(suite);
     passing::add_to(suite);
     icmp::add_to(suite);

@@ -143,12 +143,17 @@ impl Spliced {
         expected: &Header,
     ) -> Result<()> {
         let rewrite = self.entry(tuple)?.rewrite;
-        let (verdict, after) = self.arrive(&frame::tcp(tuple, header, payload)?)?;
-        ensure!(verdict == Verdict::Redirect, "{verdict:?}: {header:02x?}");
-        let expected = frame::tcp(&rewrite, expected, payload)?;
+        let before = frame::tcp(tuple, header, payload)?;
+        self.leaves_as(&before, &frame::tcp(&rewrite, expected, payload)?)
+    }
+
+    /// Passes when a frame that arrives leaves as `expected`.
+    pub(crate) fn leaves_as(&self, before: &[u8], expected: &[u8]) -> Result<()> {
+        let (verdict, after) = self.arrive(before)?;
+        ensure!(verdict == Verdict::Redirect, "{verdict:?}: {before:02x?}");
         ensure!(
             after == expected,
-            "{after:02x?} instead of {expected:02x?}, of {header:02x?}"
+            "{after:02x?} instead of {expected:02x?}, of {before:02x?}"
         );
         Ok(())
     }

@@ -226,7 +226,7 @@ fn clients(flows: &[serde_json::Value]) -> Result<HashSet<String>> {
     names.collect()
 }
 
-/// Bytes are right at the end, and counted to the last, through a kill and a start.
+/// Bytes are right at the end, and counted to the last, through kills and starts.
 async fn killed_in_bulk(lab: Lab, family: Family) -> Result<()> {
     let daemons = Daemons::new(lab, family, &[]);
     let mut scene = daemons.first().await?;
@@ -250,6 +250,8 @@ async fn killed_in_bulk(lab: Lab, family: Family) -> Result<()> {
     sleep(Duration::from_millis(500)).await;
     scene.limpid.kill()?;
     sleep(Duration::from_millis(500)).await;
+    let mut second = daemons.next(&scene, &[]).await?;
+    second.kill()?;
     let again = daemons.next(&scene, &[]).await?;
     ensure!(
         !moving.is_finished(),

@@ -58,7 +58,7 @@ pub fn forward(ctx: &TcContext, packet: &Packet, entry: &mut Forward, tcp: Tcp) 
     if len > MAX_HEADER as u32 {
         return DROP;
     }
-    let payload = ctx.len().saturating_sub(packet.l4 + len);
+    let payload = packet::payload(ctx, packet, len);
     if load(ctx, packet, len) {
         note(entry, tcp.flags, payload);
     } else {

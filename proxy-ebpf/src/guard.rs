@@ -175,7 +175,7 @@ pub fn egress(ctx: &TcContext, packet: &Packet, tuple: &Tuple, tcp: u32) -> Opti
         let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
         return (entry.guard == 0 || cookie != entry.guard).then_some(DROP);
     }
-    let payload = ctx.len().saturating_sub(packet.l4 + (tcp >> 8));
+    let payload = packet::payload(ctx, packet, tcp >> 8);
     if payload == 0 && flags & FIN == 0 {
         return Some(DROP);
     }

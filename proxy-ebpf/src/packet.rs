@@ -8,7 +8,7 @@ use aya_ebpf::bindings::{BPF_F_INVALIDATE_HASH, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_csum_update};
 use aya_ebpf::programs::TcContext;
 use proxy_common::flow::{Address, Tuple};
-use proxy_common::packet::{self as headers, Ip};
+use proxy_common::packet::{self as headers, IPV6, Ip};
 
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
@@ -85,6 +85,31 @@ fn read_into(ctx: &TcContext, l3: u32, ipv6: bool, packet: &mut Packet) -> Optio
         (packet.tuple.src_port, packet.tuple.dst_port) = ports;
     }
     Some(())
+}
+
+/// Payload of a TCP packet whose header has `header_len` bytes: by what the IP header says, since a short
+/// frame is padded (IEEE 802.3, 4.2.3.3), or all that there is, where the packet is too long to say.
+#[inline(never)]
+pub fn payload(ctx: &TcContext, packet: &Packet, header_len: u32) -> u32 {
+    const IPV4_LENGTH: u32 = 2;
+    const IPV6_LENGTH: u32 = 4;
+    let headers = packet.l4 + header_len;
+    let present = ctx.len().saturating_sub(headers);
+    let (at, from) = if packet.ipv6 {
+        (IPV6_LENGTH, packet.l3 + IPV6)
+    } else {
+        (IPV4_LENGTH, packet.l3)
+    };
+    let Ok(length) = ctx.load::<[u8; 2]>((packet.l3 + at) as usize) else {
+        return present;
+    };
+    let length = u32::from(u16::from_be_bytes(length));
+    let told = (from + length).saturating_sub(headers);
+    if length == 0 || told > present {
+        present
+    } else {
+        told
+    }
 }
 
 /// Reads the rest of a TCP header.

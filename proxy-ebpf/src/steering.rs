@@ -168,8 +168,8 @@ fn translate(
     tcp: Tcp,
     entry: &mut Translation,
 ) -> Result<(), RewriteFailed> {
-    let headers = packet.l4 + tcp.header_len;
-    record(entry, tcp.flags, ctx.len().saturating_sub(headers));
+    let payload = packet::payload(ctx, packet, tcp.header_len);
+    record(entry, tcp.flags, payload);
     if entry.timestamp != 0 {
         let at = packet::timestamps(ctx, packet.l4, tcp.header_len);
         if at != 0 {

@@ -59,7 +59,6 @@ pub async fn serve(service: Arc<Service>, accepted: Accepted, stop: Cancellation
         None => splice_ending(End::Stopped),
         Some(Err(end)) => end,
         Some(Ok((identified, mut connected))) => {
-            sys::reset_on_close(&identified.downstream, false);
             let age = u64::try_from(flow.accepted.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let legs = splice::Connected {
                 downstream: identified.downstream,

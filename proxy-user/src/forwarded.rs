@@ -358,8 +358,7 @@ impl Keeper {
         if let Some(kept) = self.flows.get(&flow) {
             let (downstream, upstream) = (kept.known.downstream, kept.known.upstream);
             for key in [downstream, upstream] {
-                self.table
-                    .update(flow, &key, |entry| entry.seen |= SEEN_ENDED);
+                self.table.end(flow, &key);
             }
             self.reset(flow, downstream, upstream);
             self.close(flow, end);
@@ -628,9 +627,10 @@ enum Standing {
 fn standing(down: &Forward, up: &Forward) -> Standing {
     let has = |entry: &Forward, bit| entry.seen & bit != 0;
     match (has(down, SEEN_FIN), has(up, SEEN_FIN)) {
+        // A RST after both was the answer to a FIN that had come already.
+        (true, true) => Standing::Over(End::Finished),
         _ if has(down, SEEN_RST) => Standing::Over(End::Reset(Side::Downstream)),
         _ if has(up, SEEN_RST) => Standing::Over(End::Reset(Side::Upstream)),
-        (true, true) => Standing::Over(End::Finished),
         (true, false) => Standing::Half(State::DownstreamClosed),
         (false, true) => Standing::Half(State::UpstreamClosed),
         (false, false) => Standing::Open,

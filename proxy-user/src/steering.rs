@@ -259,6 +259,7 @@ impl Steering {
                         place,
                         reply,
                         out: None,
+                        announced: true,
                         established: false,
                         fate: Fate::Linger,
                     });
@@ -281,6 +282,7 @@ impl Steering {
             },
             reply,
             out: None,
+            announced: false,
             established: true,
             fate: Fate::Linger,
         }
@@ -406,6 +408,8 @@ pub struct Identity {
     place: Place,
     reply: Tuple,
     out: Option<Tuple>,
+    /// Its socket is announced to the egress program.
+    announced: bool,
     established: bool,
     fate: Fate,
 }
@@ -441,10 +445,16 @@ impl Identity {
         self.reply.destination()
     }
 
+    /// The backend.
+    #[must_use]
+    pub fn backend(&self) -> SocketAddr {
+        self.reply.source()
+    }
+
     /// Was the connection that this socket has made, or has tried to make, really steered? If not,
     /// its packets took a way without our programs and showed the proxy's address.
     pub fn confirm(&mut self, local: SocketAddr) -> bool {
-        self.steering().table.withdraw(self.place.flow);
+        self.withdraw();
         let out = Tuple::new(local, self.reply.source());
         let steered = self.steering().entry(&out, self.place.flow).is_some();
         if steered {
@@ -489,6 +499,13 @@ impl Identity {
         &self.place.steering
     }
 
+    /// No SYN of it is expected any more.
+    fn withdraw(&mut self) {
+        if std::mem::take(&mut self.announced) {
+            self.steering().table.withdraw(self.place.flow);
+        }
+    }
+
     /// The `STEER_OUT` entry's key: known to us once confirmed, and before that to the program that
     /// has completed the reply's entry when the SYN left.
     fn out(&self) -> Option<Tuple> {
@@ -501,18 +518,12 @@ impl Identity {
 
 impl Drop for Identity {
     fn drop(&mut self) {
-        self.steering().table.withdraw(self.place.flow);
+        self.withdraw();
         match self.fate {
             Fate::Linger => {}
             Fate::Stay => return,
-            Fate::Go => {
-                let flow = Lingering {
-                    flow: self.place.flow,
-                    out: self.out,
-                    established: true,
-                };
-                return self.steering().forget(&self.reply, &flow);
-            }
+            // Nobody else can have taken what is reserved.
+            Fate::Go => return self.steering().table.remove(&self.reply),
         }
         let flow = Lingering {
             flow: self.place.flow,

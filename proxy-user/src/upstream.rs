@@ -250,7 +250,6 @@ impl Connector {
         let sent = self
             .send_first(&mut stream, identified, listener, upstream)
             .await?;
-        sys::reset_on_close(&stream, false);
         Ok(Connected {
             stream,
             identity,

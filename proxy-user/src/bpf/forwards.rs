@@ -4,11 +4,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Mutex;
 
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, RingBuf};
-use proxy_common::flow::{Forward, Record, SEEN_SWITCH, Tuple};
+use aya::maps::{HashMap, Map, MapData, RingBuf};
+use proxy_common::flow::{Forward, LAYOUT_VERSION, Record, SEEN_ENDED, SEEN_SWITCH, Tuple};
 use tokio::io::unix::AsyncFd;
 
 use super::LoadError;
+use super::pins::Pins;
 use super::tables::{ReserveError, lock, reserve_error, take};
 use crate::sys;
 
@@ -33,6 +34,22 @@ impl ForwardTable {
         })
     }
 
+    /// The tables that an instance has left; `None` where it has left none, or another version's.
+    #[must_use]
+    pub fn left_by(pins: &Pins) -> Option<Self> {
+        let version = super::pinned_layout(&pins.map("meta")).ok()?;
+        let open = |file| Map::from_map_data(MapData::from_pin(pins.map(file)).ok()?).ok();
+        (version == Some(LAYOUT_VERSION)).then_some(Self {
+            forwards: Mutex::new(open("forwards")?.try_into().ok()?),
+            records: Mutex::new(open("records")?.try_into().ok()?),
+        })
+    }
+
+    /// Takes a flow's word: its packets go nowhere from now on.
+    pub fn end(&self, flow: u64, tuple: &Tuple) {
+        self.update(flow, tuple, |entry| entry.seen |= SEEN_ENDED);
+    }
+
     /// Enters both directions of a flow and what is to be known of it; all or nothing. From then on
     /// its packets are forwarded.
     pub fn enter(
@@ -42,24 +59,20 @@ impl ForwardTable {
         upstream: Forward,
     ) -> Result<(), ReserveError> {
         let flow = downstream.flow;
-        let entries = [(record.downstream, downstream), (record.upstream, upstream)];
+        let in_force = |entry: Forward| Forward {
+            seen: entry.seen | SEEN_SWITCH,
+            ..entry
+        };
         let entered = lock(&self.records)
             .insert(flow, record, BPF_ANY)
             .map_err(reserve_error)
+            // Room for both before either is in force: one direction alone would break the flow.
+            .and_then(|()| self.reserve(&record.upstream, &upstream))
+            .and_then(|()| self.reserve(&record.downstream, &in_force(downstream)))
             .and_then(|()| {
-                // Room for both before either is in force: one direction alone would break the flow.
-                entries
-                    .iter()
-                    .try_for_each(|(key, entry)| self.reserve(key, entry))
-            })
-            .and_then(|()| {
-                entries.iter().try_for_each(|(key, entry)| {
-                    let mut entry = *entry;
-                    entry.seen |= SEEN_SWITCH;
-                    lock(&self.forwards)
-                        .insert(key, entry, BPF_EXIST)
-                        .map_err(reserve_error)
-                })
+                lock(&self.forwards)
+                    .insert(record.upstream, in_force(upstream), BPF_EXIST)
+                    .map_err(reserve_error)
             });
         if entered.is_err() {
             self.remove(flow, &record.downstream);
@@ -69,15 +82,21 @@ impl ForwardTable {
         entered
     }
 
-    /// Enters one that is not in force.
+    /// Enters one where there is none, or one that is not in force any more: left by a flow whose client
+    /// has come again since.
     fn reserve(&self, key: &Tuple, entry: &Forward) -> Result<(), ReserveError> {
         let mut forwards = lock(&self.forwards);
-        let flags = match forwards.get(key, 0) {
-            // Left by a flow whose client has come again since.
-            Ok(other) if other.seen & SEEN_SWITCH == 0 => BPF_ANY,
-            Ok(_) | Err(_) => BPF_NOEXIST,
-        };
-        forwards.insert(key, entry, flags).map_err(reserve_error)
+        let entered = forwards.insert(key, entry, BPF_NOEXIST);
+        match entered.map_err(reserve_error) {
+            Err(ReserveError::Taken)
+                if forwards
+                    .get(key, 0)
+                    .is_ok_and(|other| other.seen & SEEN_SWITCH == 0) =>
+            {
+                forwards.insert(key, entry, BPF_ANY).map_err(reserve_error)
+            }
+            entered => entered,
+        }
     }
 
     /// What packets of `tuple` become, if they are `flow`'s.

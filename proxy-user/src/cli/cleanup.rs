@@ -5,8 +5,10 @@ use thiserror::Error;
 
 use super::{BpffsArgs, ControlArgs, InstanceArgs};
 use crate::bpf::attach::{self, RemoveError};
+use crate::bpf::forwards::ForwardTable;
 use crate::bpf::pins::{Pins, PinsError};
 use crate::control::server::remove_stale;
+use crate::reset::Resets;
 
 /// Arguments of `limpid cleanup`.
 #[derive(Debug, Args)]
@@ -35,6 +37,24 @@ pub enum CleanupError {
     Remove(#[from] RemoveError),
 }
 
+/// Tells both ends of every spliced flow that it is over: nobody would tell the backend later.
+fn end_flows(pins: &Pins) {
+    let Some(table) = ForwardTable::left_by(pins) else {
+        return;
+    };
+    let resets = match Resets::open() {
+        Ok(resets) => resets,
+        Err(e) => return tracing::warn!("open flows end without a RST: {e}"),
+    };
+    for (tuple, entry) in table.entries() {
+        table.end(entry.flow, &tuple);
+        let (peer, us) = (tuple.source(), tuple.destination());
+        if let Err(e) = resets.send(us, peer, entry.acked, entry.next_seq) {
+            tracing::debug!("RST to {peer}: {e}");
+        }
+    }
+}
+
 /// Removes what the instance left; returns a line for each thing.
 ///
 /// Filters of this network namespace are found without the pins too: a private BPF file system, as under
@@ -42,6 +62,7 @@ pub enum CleanupError {
 pub async fn cleanup(args: &CleanupArgs) -> Result<Vec<String>, CleanupError> {
     let pins = Pins::new(&args.bpffs.bpffs, &args.instance.instance);
     let _lock = pins.root().exists().then(|| pins.lock()).transpose()?;
+    end_flows(&pins);
     let socket = args.control.path(&args.instance);
     let mut removed = attach::remove(&pins)?.what;
     match remove_stale(&socket).await {

@@ -45,7 +45,7 @@ pub use trust::{Doubt, Trust, trust};
 /// A flow whose header is read and whose upstream is connected.
 #[derive(Debug)]
 pub struct Connected<'a> {
-    /// The connection that was accepted.
+    /// The connection that was accepted. Closing it resets it, as with the other.
     pub downstream: TcpStream,
     /// When, in ns of `CLOCK_MONOTONIC`.
     pub accepted_ns: u64,
@@ -91,11 +91,6 @@ pub async fn run(
         upstream,
         identity,
     } = connected;
-    for socket in [&downstream, &upstream] {
-        // Each write is a message of its sender's; waiting for more would delay it. Fails only on a
-        // socket that is reset already, which the engine will see.
-        let _ = socket.set_nodelay(true);
-    }
     let mut flow = Flow {
         downstream,
         accepted_ns,
@@ -114,6 +109,12 @@ pub async fn run(
             }
         }
     }
+    // As long as a socket may be all that there is of the flow, its end is the flow's: in order.
+    for socket in [&flow.downstream, &flow.upstream] {
+        sys::reset_on_close(socket, false);
+    }
+    // Fails only on a socket that is reset already, which the engine will see.
+    let _ = sys::repair::stay(&flow.downstream);
     let end = match engines.sockmap() {
         Ok(sockmap) => sockmap::run(sockmap, flow, Bytes::new()).await,
         Err(fallback) => {

@@ -15,7 +15,7 @@ use linux_raw_sys::net::{
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::TcpStream;
 
-use super::splice::{check, info, is_established, receive_queue, set_int};
+use super::splice::{check, info, receive_queue, set_int};
 
 /// Where a connection stands, in sequence numbers as they are on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,19 +28,17 @@ pub struct Positions {
     pub write: u32,
 }
 
-/// Reads the positions of a connection that is ESTABLISHED; in any other state a SYN or FIN has its
-/// place among the bytes, and the error is [`io::ErrorKind::NotConnected`].
+/// Reads the positions of a connection. If it is not ESTABLISHED, then and after, a SYN or FIN has its
+/// place among the bytes ([`Negotiated::established`]).
 ///
 /// Nothing is sent, and data may be arriving. Urgent data are in line from now on: the length of the
 /// receive queue is otherwise told up to the urgent byte only (`tcp_inq`), and RFC 6093, 6, wants
 /// nothing else of an application.
+///
+/// Leaving repair mode clears `SO_REUSEADDR`: [`stay`] is for a socket that is to live on.
 pub fn positions(socket: &impl AsFd) -> io::Result<Positions> {
-    let options = SockRef::from(socket);
-    options.set_out_of_band_inline(true)?;
-    // Leaving repair mode clears SO_REUSEADDR: what the connection leaves behind, in TIME-WAIT,
-    // would keep the next daemon from listening on its port.
-    let reuse = options.reuse_address()?;
-    let positions = in_repair_mode(socket, || {
+    SockRef::from(socket).set_out_of_band_inline(true)?;
+    in_repair_mode(socket, || {
         // The send queue comes last. While it is selected, an acknowledgement that arrives makes
         // TCP take queued data for sent (`tcp_write_xmit`, "repair"), and they wait for the
         // retransmission timer.
@@ -51,14 +49,13 @@ pub fn positions(socket: &impl AsFd) -> io::Result<Positions> {
             received,
             write,
         })
-    });
-    options.set_reuse_address(reuse)?;
-    let positions = positions?;
-    if is_established(socket)? {
-        Ok(positions)
-    } else {
-        Err(io::ErrorKind::NotConnected.into())
-    }
+    })
+}
+
+/// Makes an accepted connection what it was before its positions were read: what it leaves behind, in
+/// TIME-WAIT, would else keep the next daemon from listening on its port.
+pub fn stay(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_reuse_address(true)
 }
 
 /// The receive queue ends at `RCV.NXT`, and its length is what is unread. A segment may arrive between
@@ -103,6 +100,8 @@ pub fn acknowledge(socket: &impl AsFd) -> io::Result<()> {
 /// What a connection has negotiated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Negotiated {
+    /// The connection is in the state ESTABLISHED: neither side has ended its stream.
+    pub established: bool,
     /// Timestamps (RFC 7323, 3).
     pub timestamps: bool,
     /// They tick every microsecond (a route's feature `tcp_usec_ts`), not every millisecond.
@@ -139,7 +138,10 @@ pub fn negotiated(socket: &impl AsFd) -> io::Result<Negotiated> {
     let scaled = has(TCPI_OPT_WSCALE);
     let timestamps = has(TCPI_OPT_TIMESTAMPS);
     let options = if timestamps { TIMESTAMP_OPTION } else { 0 };
+    // `TCP_ESTABLISHED` of the kernel's net/tcp_states.h.
+    const ESTABLISHED: u8 = 1;
     Ok(Negotiated {
+        established: info.tcpi_state == ESTABLISHED,
         timestamps,
         usec_timestamps: has(TCPI_OPT_USEC_TS),
         sack: has(TCPI_OPT_SACK),

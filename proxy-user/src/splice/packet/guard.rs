@@ -127,24 +127,18 @@ impl Guard {
                 }
                 return Ok(());
             }
-            for (side, key) in [
-                (Side::Downstream, &record.downstream),
-                (Side::Upstream, &record.upstream),
-            ] {
-                match engine.table.get(number, key) {
-                    // It has gone past us, to the other side.
-                    Some(entry) if entry.seen & SEEN_RST != 0 => return Ok(()),
-                    Some(_) => {}
-                    None => return Err(End::Failed(side)),
+            if poll > POLL.0 {
+                if is_reset(engine, number, record)? {
+                    return Ok(());
                 }
-            }
-            for (side, socket) in [(Side::Downstream, down), (Side::Upstream, up)] {
-                if tcp::is_closed(socket).unwrap_or(true) && !self.both_ended() {
-                    return Err(End::Failed(side));
+                for (side, socket) in [(Side::Downstream, down), (Side::Upstream, up)] {
+                    if tcp::is_closed(socket).unwrap_or(true) && !self.both_ended() {
+                        return Err(End::Failed(side));
+                    }
                 }
-            }
-            if last_progress.elapsed() >= flow.limits.idle {
-                return Err(End::IdleTimeout);
+                if last_progress.elapsed() >= flow.limits.idle {
+                    return Err(End::IdleTimeout);
+                }
             }
             tokio::select! {
                 () = sleep(poll) => poll = (poll * 2).min(POLL.1),
@@ -156,6 +150,19 @@ impl Guard {
     fn both_ended(&self) -> bool {
         self.up.ended && self.down.ended
     }
+}
+
+/// Has a RST gone past us, to the other side?
+fn is_reset(engine: &PacketEngine, number: u64, record: &Record) -> Result<bool, End> {
+    let mut reset = false;
+    for (side, key) in [
+        (Side::Downstream, &record.downstream),
+        (Side::Upstream, &record.upstream),
+    ] {
+        let entry = engine.table.get(number, key);
+        reset |= entry.ok_or(End::Failed(side))?.seen & SEEN_RST != 0;
+    }
+    Ok(reset)
 }
 
 /// Is everything that it has sent acknowledged?
@@ -178,10 +185,8 @@ impl Handover {
             return Ok(false);
         }
         if self.carry.is_empty() {
-            if !has_arrived(from) && tcp::is_established(from).unwrap_or(false) {
-                return Ok(false);
-            }
-            // What is there, and one byte for what ends it: an idle flow is to hold no buffer.
+            // What is there; or nothing, which a byte's room tells from the end of the stream. An idle
+            // flow is to hold no buffer.
             let arrived = tcp::receive_queue(from).unwrap_or_default();
             let length = usize::try_from(arrived).unwrap_or(PIECE).clamp(1, PIECE);
             self.carry.resize(length, 0);

@@ -119,7 +119,7 @@ fn addresses(flow: &Flow<'_>, identity: &Identity) -> Result<Addresses, Fallback
         peer: canonical(flow.downstream.peer_addr().map_err(failed)?),
         listener,
         source: identity.source(),
-        backend: canonical(flow.upstream.peer_addr().map_err(failed)?),
+        backend: identity.backend(),
     };
     if addresses.peer.is_ipv4() == addresses.backend.is_ipv4() {
         Ok(addresses)
@@ -159,43 +159,36 @@ async fn switch(
     };
     // From here on nothing waits: positions and entries belong to one moment.
     let legs = Legs {
-        downstream: leg(down, to_backend)?,
-        upstream: Leg {
-            // What the backend sees of all steered connections.
-            clock: engine.wire_clock,
-            ..leg(up, to_client)?
-        },
+        downstream: leg(down, to_backend, clock)?,
+        // What the backend sees of all steered connections.
+        upstream: leg(up, to_client, |_| Ok(engine.wire_clock))?,
     };
     legs.may_be_joined(addresses.peer.is_ipv4())?;
     let (downstream, upstream) = legs.entries(number, &record);
-    // A daemon that is killed while its sockets have work to do ends the flow, and does not cut it short.
-    let reset_on_close = |reset| {
-        for socket in [down, up] {
-            sys::reset_on_close(socket, reset);
-        }
-    };
-    reset_on_close(true);
-    let entered = engine.table.enter(record, downstream, upstream);
-    match entered {
+    match engine.table.enter(record, downstream, upstream) {
         Ok(()) => Ok((number, record)),
-        Err(e) => {
-            reset_on_close(false);
-            Err(match e {
-                ReserveError::Taken => Fallback::TupleTaken,
-                ReserveError::Full | ReserveError::Map(_) => Fallback::TableFull,
-            })
-        }
+        Err(ReserveError::Taken) => Err(Fallback::TupleTaken),
+        Err(ReserveError::Full | ReserveError::Map(_)) => Err(Fallback::TableFull),
     }
 }
 
 /// Reads where a connection is; what comes from its peer will leave by `out`.
-fn leg(socket: &TcpStream, out: Way) -> Result<Leg, Fallback> {
+fn leg(
+    socket: &TcpStream,
+    out: Way,
+    clock: impl FnOnce(&TcpStream) -> io::Result<u32>,
+) -> Result<Leg, Fallback> {
     let read = || -> io::Result<Leg> {
         // The closing would lose a pending acknowledgement (of the header, usually).
         repair::acknowledge(socket)?;
         let positions = repair::positions(socket)?;
+        // After them: in any other state a FIN would have a place among the bytes.
+        let negotiated = repair::negotiated(socket)?;
+        if !negotiated.established {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         Ok(Leg {
-            negotiated: repair::negotiated(socket)?,
+            negotiated,
             read: positions.read,
             received: positions.received,
             write: positions.write,

@@ -125,6 +125,24 @@ pub async fn exchange(
     done.map(|_| ())
 }
 
+/// Both directions of a connection at once, neither ended.
+pub async fn both_ways(
+    client: &mut TcpStream,
+    server: &mut TcpStream,
+    up: Flow,
+    down: Flow,
+) -> Result<()> {
+    let (mut client_read, mut client_write) = client.split();
+    let (mut server_read, mut server_write) = server.split();
+    let done = tokio::try_join!(
+        up.send(&mut client_write),
+        up.receive(&mut server_read),
+        down.send(&mut server_write),
+        down.receive(&mut client_read),
+    );
+    done.map(|_| ())
+}
+
 /// The next read must be the orderly end.
 pub async fn expect_end(from: &mut (impl AsyncRead + Unpin)) -> Result<()> {
     let mut byte = [0];

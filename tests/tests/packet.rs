@@ -1,30 +1,26 @@
-//! The engine `packet`, where it differs from those that have sockets: the switch in the middle of
-//! traffic, and the translation of all that a TCP header says.
+//! The engine `packet`: the switch in the middle of traffic, and what is counted of it.
 //!
-//! Its ends are in `packet_ends.rs`, what lies on its way in `packet_paths.rs`, what it leaves behind in
-//! `packet_traces.rs`, and its life without the daemon in `survival.rs`. All that the engines have in
-//! common runs over each of them elsewhere.
+//! The translation of headers is in `packet_headers.rs`, ends in `packet_ends.rs`, what lies on the way
+//! in `packet_paths.rs`, what is left behind in `packet_traces.rs`, and life without the daemon in
+//! `survival.rs`. All that the engines have in common runs over each of them elsewhere.
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use limpid_tests::firewall;
 use limpid_tests::net::{Family, Impairment, LinkKind, Plan, Segment, Topology};
 use limpid_tests::process::eventually;
-use limpid_tests::programs::{AccessLine, Engine};
-use limpid_tests::repair;
-use limpid_tests::scene::{Pair, Scene, UPSTREAM};
+use limpid_tests::programs::Engine;
+use limpid_tests::scene::{Scene, UPSTREAM};
 use limpid_tests::suite::{Lab, Need, Suite, scaled, shrunk};
 use limpid_tests::talk;
 use limpid_tests::transfer::{self, Flow};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// No splice may make anybody wait for longer.
 const STALL: Duration = Duration::from_secs(1);
@@ -43,95 +39,6 @@ const LOSSY: Impairment = Impairment {
     mss: None,
 };
 
-/// Where a setting is made.
-#[derive(Clone, Copy, Debug)]
-enum On {
-    Client,
-    Proxy,
-    Backend,
-}
-
-/// TCP settings that are not the default, by host.
-type Settings = &'static [(On, &'static str, &'static str)];
-
-/// Connections whose legs offer different things. Those of the second list get another engine.
-const TRANSLATED: &[(&str, Settings)] = {
-    use On::{Backend, Client, Proxy};
-    &[
-        ("client_no_timestamps", &[(Client, "tcp_timestamps", "0")]),
-        ("client_no_sack", &[(Client, "tcp_sack", "0")]),
-        (
-            "client_neither",
-            &[(Client, "tcp_timestamps", "0"), (Client, "tcp_sack", "0")],
-        ),
-        (
-            "nobody_has_timestamps",
-            &[
-                (Client, "tcp_timestamps", "0"),
-                (Backend, "tcp_timestamps", "0"),
-            ],
-        ),
-        (
-            "nobody_has_sack",
-            &[(Client, "tcp_sack", "0"), (Backend, "tcp_sack", "0")],
-        ),
-        ("proxy_no_timestamps", &[(Proxy, "tcp_timestamps", "0")]),
-        ("proxy_no_sack", &[(Proxy, "tcp_sack", "0")]),
-        (
-            "client_no_window_scaling",
-            &[(Client, "tcp_window_scaling", "0")],
-        ),
-        (
-            "backend_no_window_scaling",
-            &[(Backend, "tcp_window_scaling", "0")],
-        ),
-        (
-            "wide_client",
-            &[
-                (Client, "tcp_rmem", "4096 131072 268435456"),
-                (Backend, "tcp_rmem", "4096 30000 60000"),
-            ],
-        ),
-        (
-            "wide_backend",
-            &[
-                (Backend, "tcp_rmem", "4096 131072 268435456"),
-                (Client, "tcp_rmem", "4096 30000 60000"),
-            ],
-        ),
-        ("narrow_proxy", &[(Proxy, "tcp_rmem", "4096 30000 60000")]),
-        ("ecn_of_the_client", &[(Client, "tcp_ecn", "1")]),
-        (
-            "ecn_everywhere",
-            &[(Client, "tcp_ecn", "1"), (Proxy, "tcp_ecn", "1")],
-        ),
-    ]
-};
-const NOT_TRANSLATED: &[(&str, Settings, &str)] = {
-    use On::{Backend, Client, Proxy};
-    &[
-        (
-            "backend_no_timestamps",
-            &[(Backend, "tcp_timestamps", "0")],
-            "options-differ",
-        ),
-        (
-            "backend_no_sack",
-            &[(Backend, "tcp_sack", "0")],
-            "options-differ",
-        ),
-        (
-            // Windows in units of 16 KiB, and one that is smaller.
-            "tiny_window",
-            &[
-                (Proxy, "tcp_rmem", "4096 131072 1073741824"),
-                (Client, "tcp_rmem", "4096 8192 8192"),
-            ],
-            "window-too-small",
-        ),
-    ]
-};
-
 fn main() -> ExitCode {
     let mut suite = Suite::new();
     for family in Family::ALL {
@@ -148,46 +55,6 @@ fn main() -> ExitCode {
         suite.test(format!("switch_under_talk_{family}"), &[], move |lab| {
             switch_under_talk(lab, family)
         });
-        for (name, settings) in TRANSLATED {
-            suite.test(format!("options_{name}_{family}"), &[], move |lab| {
-                translated(lab, settings, family)
-            });
-        }
-        for (name, settings, reason) in NOT_TRANSLATED {
-            suite.test(format!("options_{name}_{family}"), &[], move |lab| {
-                not_translated(lab, settings, reason, family)
-            });
-        }
-        suite.test(
-            format!("smaller_segments_{family}"),
-            &[Need::Tun],
-            move |lab| smaller_segments(lab, family),
-        );
-        suite.test(
-            format!("multipath_client_{family}"),
-            &[Need::File("/proc/sys/net/mptcp/enabled")],
-            move |lab| multipath_client(lab, family),
-        );
-        for (name, link, needs) in [
-            ("", LinkKind::Veth, &[][..]),
-            ("lossy_", LinkKind::Tap(LOSSY), &[Need::Tun]),
-        ] {
-            suite.test(
-                format!("sequence_wraps_{name}{family}"),
-                needs,
-                move |lab| sequence_wraps(lab, link, family),
-            );
-        }
-        suite.test(
-            format!("timestamps_of_the_client_wrap_{family}"),
-            &[],
-            move |lab| timestamps_of_the_client_wrap(lab, family),
-        );
-        suite.test(
-            format!("timestamps_of_the_backend_wrap_{family}"),
-            &[],
-            move |lab| timestamps_of_the_backend_wrap(lab, family),
-        );
         suite.test(format!("first_payload_{family}"), &[], move |lab| {
             first_payload(lab, family)
         });
@@ -196,44 +63,11 @@ fn main() -> ExitCode {
             &[Need::Tun],
             move |lab| bytes_count_once(lab, family),
         );
-        suite.test(format!("keepalive_{family}"), &[], move |lab| {
-            keepalive(lab, family)
-        });
         suite.test(format!("thousand_random_sizes_{family}"), &[], move |lab| {
             thousand_random_sizes(lab, family)
         });
     }
     suite.run()
-}
-
-/// The payload that a record must name, and the engine.
-fn ensure_counted(record: &AccessLine, up: u64, down: u64) -> Result<()> {
-    record.ensure_carried_by(Engine::Packet)?;
-    for (field, bytes) in [("bytes_up", up), ("bytes_down", down)] {
-        ensure!(
-            record.get(field)? == bytes.to_string(),
-            "{field} is not {bytes}: {record:?}"
-        );
-    }
-    Ok(())
-}
-
-/// Both directions of a connection at once, neither ended.
-async fn both_ways(
-    client: &mut TcpStream,
-    server: &mut TcpStream,
-    up: Flow,
-    down: Flow,
-) -> Result<()> {
-    let (mut client_read, mut client_write) = client.split();
-    let (mut server_read, mut server_write) = server.split();
-    let done = tokio::try_join!(
-        up.send(&mut client_write),
-        up.receive(&mut server_read),
-        down.send(&mut server_write),
-        down.receive(&mut client_read),
-    );
-    done.map(|_| ())
 }
 
 /// Both directions are full when the switch comes. Where the upstream is `held` back, the client has filled
@@ -298,7 +132,7 @@ async fn switch_in_bulk(
         .and_then(|done| done)
         .with_context(|| format!("{:#?}", scene.limpid.flows(&scene.net.proxy)))?;
     for record in scene.records_of(FLOWS as usize, Engine::Packet).await? {
-        ensure_counted(&record, up.length, down.length)?;
+        record.ensure_bytes(up.length, down.length)?;
     }
     Ok(())
 }
@@ -357,192 +191,6 @@ async fn switch_under_talk(lab: Lab, family: Family) -> Result<()> {
     scene.records_of(count, Engine::Packet).await.map(drop)
 }
 
-/// A scene with these settings, and one connection.
-async fn with_settings(lab: &Lab, settings: Settings, family: Family) -> Result<Scene> {
-    let net = Topology::standard()?;
-    for (on, name, value) in settings {
-        let host = match on {
-            On::Client => &net.edge,
-            On::Proxy => &net.proxy,
-            On::Backend => &net.backend,
-        };
-        host.sysctl(&format!("net/ipv4/{name}"), value)?;
-    }
-    Scene::on(net, lab, family, |options| {
-        options
-            .accept_proxy(family.everything())
-            .engine(Engine::Packet)
-    })
-    .await
-}
-
-/// Whatever the sides agree on is translated.
-async fn translated(lab: Lab, settings: Settings, family: Family) -> Result<()> {
-    let scene = with_settings(&lab, settings, family).await?;
-    let pair = scene.open().await?;
-    scene.wait_for_engine(Engine::Packet).await?;
-    windows_close_and_open(&scene, pair).await
-}
-
-/// Readers that stop for a while in the middle of bulk, so that the windows that they offer become small,
-/// and nothing, and large again. Ends the flow.
-async fn windows_close_and_open(scene: &Scene, mut pair: Pair) -> Result<()> {
-    let mut slow = Flow::new(shrunk(4 << 20), 1);
-    slow.read_size = 40_000;
-    slow.read_pause = Duration::from_millis(2);
-    both_ways(&mut pair.client, &mut pair.server, slow, slow).await?;
-    let fast = Flow::new(shrunk(16 << 20), 2);
-    transfer::exchange(&mut pair.client, &mut pair.server, fast, fast).await?;
-    let bytes = slow.length + fast.length;
-    ensure_counted(&scene.record().await?, bytes, bytes)
-}
-
-/// A client that offers several paths (RFC 8684) is answered as if it had not.
-async fn multipath_client(lab: Lab, family: Family) -> Result<()> {
-    let scene = Scene::start(&lab, family, Engine::Packet).await?;
-    let address = scene.address();
-    let connect = async move {
-        let domain = Domain::for_address(address);
-        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::MPTCP))?;
-        socket.connect(&address.into())?;
-        socket.set_nonblocking(true)?;
-        TcpStream::from_std(socket.into())
-    };
-    let client = scene.net.edge.spawn(connect).await??;
-    let pair = scene.open_over(client, &scene.header()).await?;
-    scene.wait_for_engine(Engine::Packet).await?;
-    windows_close_and_open(&scene, pair).await
-}
-
-/// What the client has been promised and the backend does not do cannot be taken back.
-async fn not_translated(lab: Lab, settings: Settings, reason: &str, family: Family) -> Result<()> {
-    let scene = with_settings(&lab, settings, family).await?;
-    falls_back(&scene, reason).await
-}
-
-/// Another engine takes the flow, and the record says why.
-async fn falls_back(scene: &Scene, reason: &str) -> Result<()> {
-    let mut pair = scene.open().await?;
-    let (up, down) = (Flow::new(1 << 20, 1), Flow::new(1 << 20, 2));
-    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
-    let record = scene.record().await?;
-    ensure!(record.get("engine")? != Engine::Packet.name(), "{record:?}");
-    ensure!(
-        record.get("fallback")? == reason,
-        "not {reason}: {record:?}"
-    );
-    Ok(())
-}
-
-/// A wire before the backend that makes it ask for smaller segments than the client has been told of.
-async fn smaller_segments(lab: Lab, family: Family) -> Result<()> {
-    let plan = Plan {
-        inside: LinkKind::Tap(Impairment {
-            mss: Some(800),
-            ..Impairment::default()
-        }),
-        ..Plan::default()
-    };
-    let scene = Scene::with(&lab, family, &plan, |options| {
-        options.engine(Engine::Packet)
-    })
-    .await?;
-    falls_back(&scene, "segments-differ").await
-}
-
-/// The client's sequence numbers start again at 0 in the middle of its bytes; where segments get lost,
-/// SACK blocks lie on both sides of that.
-async fn sequence_wraps(lab: Lab, transit: LinkKind, family: Family) -> Result<()> {
-    let size = match &transit {
-        LinkKind::Tap(_) => shrunk(2 << 20),
-        _ => shrunk(32 << 20),
-    };
-    let plan = Plan {
-        transit,
-        ..Plan::default()
-    };
-    let scene = Scene::with(&lab, family, &plan, |options| {
-        options.engine(Engine::Packet)
-    })
-    .await?;
-    let sequence = 0u32.wrapping_sub(u32::try_from(size / 2)?);
-    let edge = &scene.net.edge;
-    let client = edge
-        .connect_with(scene.address(), repair::begin_at(sequence))
-        .await?;
-    let mut pair = scene.open_over(client, &scene.header()).await?;
-    scene.wait_for_engine(Engine::Packet).await?;
-    let (up, down) = (Flow::new(size, 1), Flow::new(size, 2));
-    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
-    for counts in scene.net.wire_counts(Segment::Transit) {
-        ensure!(counts.lost > 0, "the wire was good: {counts:?}");
-    }
-    ensure_counted(&scene.record().await?, size, size)
-}
-
-/// How far before their wrap timestamps are set, in their unit.
-const BEFORE_THE_WRAP: u32 = 1500;
-
-/// The client's timestamps are about to wrap when the switch comes.
-async fn timestamps_of_the_client_wrap(lab: Lab, family: Family) -> Result<()> {
-    let scene = Scene::start(&lab, family, Engine::Packet).await?;
-    let mut client = scene.connect().await?;
-    let header = scene.header();
-    let target = 0u32.wrapping_sub(BEFORE_THE_WRAP);
-    // The proxy must see every step before the next: a byte of the header each.
-    let steps = repair::steps_to(&client, target)?;
-    for (value, byte) in steps.into_iter().zip(&header) {
-        repair::set_timestamp(&client, value)?;
-        client.write_all(&[*byte]).await?;
-        sleep(Duration::from_millis(50)).await;
-    }
-    let pair = scene.open_over(client, &header[steps.len()..]).await?;
-    scene.wait_for_engine(Engine::Packet).await?;
-    ensure!(
-        repair::timestamp(&pair.client)? >= 1 << 31,
-        "wrapped before the switch"
-    );
-    past_the_wrap(&scene, pair.client, pair.server, true).await
-}
-
-/// The backend's are put there after the switch: a jump is translated like anything else.
-async fn timestamps_of_the_backend_wrap(lab: Lab, family: Family) -> Result<()> {
-    let scene = Scene::start(&lab, family, Engine::Packet).await?;
-    let mut pair = scene.open().await?;
-    scene.wait_for_engine(Engine::Packet).await?;
-    let target = 0u32.wrapping_sub(BEFORE_THE_WRAP);
-    for value in repair::steps_to(&pair.server, target)? {
-        repair::set_timestamp(&pair.server, value)?;
-        pair.server.write_all(b"x").await?;
-        transfer::expect_bytes(&mut pair.client, b"x").await?;
-    }
-    past_the_wrap(&scene, pair.client, pair.server, false).await
-}
-
-/// Bytes both ways before, during and after the wrap of one end's timestamps.
-async fn past_the_wrap(
-    scene: &Scene,
-    mut client: TcpStream,
-    mut server: TcpStream,
-    of_the_client: bool,
-) -> Result<()> {
-    let mut rounds_after = 0;
-    for round in 0.. {
-        let watched = if of_the_client { &client } else { &server };
-        rounds_after += u32::from(repair::timestamp(watched)? < 1 << 31);
-        if rounds_after > 20 {
-            break;
-        }
-        let (up, down) = (Flow::new(100_000, round), Flow::new(100_000, round + 1));
-        both_ways(&mut client, &mut server, up, down)
-            .await
-            .with_context(|| format!("round {round}, {rounds_after} after the wrap"))?;
-        sleep(Duration::from_millis(20)).await;
-    }
-    drop((client, server));
-    scene.record_of(Engine::Packet).await.map(drop)
-}
-
 /// Where the first payload is: with the header, behind it, only the backend's, none at all.
 async fn first_payload(lab: Lab, family: Family) -> Result<()> {
     let scene = Scene::start(&lab, family, Engine::Packet).await?;
@@ -567,7 +215,7 @@ async fn first_payload(lab: Lab, family: Family) -> Result<()> {
     scene.wait_for_engine(Engine::Packet).await?;
     for pair in [&mut with_it, &mut backend_first] {
         let flow = Flow::new(300_000, 4);
-        both_ways(&mut pair.client, &mut pair.server, flow, flow).await?;
+        transfer::both_ways(&mut pair.client, &mut pair.server, flow, flow).await?;
     }
     drop((silent, with_it, backend_first, behind_it, server));
     let records = scene.records_of(4, Engine::Packet).await?;
@@ -607,7 +255,7 @@ async fn bytes_count_once(lab: Lab, family: Family) -> Result<()> {
         Flow::new(shrunk(1 << 20) + 17, 1),
         Flow::new(shrunk(2 << 20) + 5, 2),
     );
-    both_ways(&mut pair.client, &mut pair.server, up, down).await?;
+    transfer::both_ways(&mut pair.client, &mut pair.server, up, down).await?;
     let flows = scene.limpid.flows(&scene.net.proxy)?;
     let flow = flows.first().context("no flow")?;
     ensure!(
@@ -623,48 +271,10 @@ async fn bytes_count_once(lab: Lab, family: Family) -> Result<()> {
         }
     }
     drop(pair);
-    ensure_counted(&scene.record().await?, up.length, down.length)
-}
-
-/// Probes of one end are answered by the other, and keep the flow from being idle, but are no bytes.
-async fn keepalive(lab: Lab, family: Family) -> Result<()> {
-    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
-        options.engine(Engine::Packet).with("--idle-timeout=2s")
-    })
-    .await?;
-    let Pair {
-        mut client,
-        mut server,
-        ..
-    } = scene.open().await?;
-    scene.wait_for_no_sockets().await?;
-    // Without an answer, an end gives up after two seconds.
-    let probes = TcpKeepalive::new()
-        .with_time(Duration::from_secs(1))
-        .with_interval(Duration::from_secs(1))
-        .with_retries(1);
-    for end in [&client, &server] {
-        SockRef::from(end).set_tcp_keepalive(&probes)?;
-    }
-    sleep(Duration::from_secs(5)).await;
-    let some = Flow::new(100, 1);
-    both_ways(&mut client, &mut server, some, some)
-        .await
-        .context("after five seconds of probes")?;
-    for end in [&client, &server] {
-        SockRef::from(end).set_keepalive(false)?;
-    }
-    let begun = Instant::now();
-    for end in [&mut client, &mut server] {
-        timeout(scaled(Duration::from_secs(4)), transfer::expect_reset(end))
-            .await
-            .context("idle, and not closed")??;
-    }
-    let took = begun.elapsed();
-    ensure!(took > Duration::from_millis(1800), "closed after {took:?}");
-    let record = scene.record().await?;
-    ensure!(record.get("end")? == "idle-timeout", "{record:?}");
-    ensure_counted(&record, some.length, some.length)
+    scene
+        .record_of(Engine::Packet)
+        .await?
+        .ensure_bytes(up.length, down.length)
 }
 
 /// A thousand at once, each with sizes of its own.
@@ -687,7 +297,7 @@ async fn thousand_random_sizes(lab: Lab, family: Family) -> Result<()> {
         let mut pair = scene.open_with(&header).await?;
         ensure!(pair.peer == client, "seen as {}, not {client}", pair.peer);
         transfers.spawn(async move {
-            both_ways(&mut pair.client, &mut pair.server, up, down).await?;
+            transfer::both_ways(&mut pair.client, &mut pair.server, up, down).await?;
             // Kept until all are done: no flow ends before it is switched.
             Ok::<_, anyhow::Error>(pair)
         });

@@ -314,6 +314,18 @@ impl AccessLine {
         Ok(())
     }
 
+    /// The payload that was counted in each direction.
+    pub fn ensure_bytes(&self, up: u64, down: u64) -> Result<()> {
+        for (field, bytes) in [("bytes_up", up), ("bytes_down", down)] {
+            ensure!(
+                self.get(field)? == bytes.to_string(),
+                "{field} is not {bytes}: {}",
+                self.0
+            );
+        }
+        Ok(())
+    }
+
     /// Whether `engine` carried the flow; false where the flow was half closed before any engine had
     /// it, and so was copied. Anything else is an error.
     pub fn carried_by(&self, engine: Engine) -> Result<bool> {

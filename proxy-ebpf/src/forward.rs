@@ -244,10 +244,26 @@ fn note(entry: &mut Forward, flags: u8, payload: u32) {
     } else {
         0
     };
-    if (ends != 0 && entry.seen & ends == 0) || (ended && flags & RST == 0) {
-        entry.seen |= ends;
+    let first = ends != 0 && entry.seen & ends == 0 && is_plausible(entry, end);
+    if first || (ended && flags & RST == 0) {
+        entry.seen |= if first { ends } else { 0 };
         tell(entry.flow);
     }
+}
+
+/// May the receiver take what ends at `end`, in the sender's count? It is forwarded either way; but who
+/// only knows addresses and ports shall not make us take a flow for over (RFC 5961, 3).
+#[inline(never)]
+fn is_plausible(entry: &Forward, end: u32) -> bool {
+    /// What guards have acknowledged and not yet handed over.
+    const HANDOVER: u32 = 16 << 20;
+    let Some(opposite) = opposite(entry) else {
+        return true;
+    };
+    let acknowledged = opposite.acked.wrapping_add(opposite.shift.ack);
+    let window = u32::from(opposite.window) << (opposite.shift.window_from & 15);
+    let slack = if entry.guard != 0 { HANDOVER } else { 0 };
+    end.wrapping_sub(acknowledged) <= window.wrapping_add(slack)
 }
 
 /// Makes an event. Where there is no room for it, the daemon's next look at the table must do.

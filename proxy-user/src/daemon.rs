@@ -36,7 +36,7 @@ use crate::netlink::{Netlink, NetlinkError, Route};
 use crate::registry::Registry;
 use crate::reset::Resets;
 use crate::resolve::{ResolveError, resolve};
-use crate::splice::{EnginesError, Limits};
+use crate::splice::{Choice, EnginesError, Limits};
 use crate::takeover::{self, Deed, Estate, Predecessor, Preparing, Successor, TakeOverError};
 use crate::upstream::Connector;
 
@@ -120,8 +120,12 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         Some(SourceArg::Proxy) => false,
         None => args.accept_proxy,
     };
-    if !steer && args.upstream_interface.is_some() {
-        tracing::warn!("--upstream-interface has no effect with --source proxy");
+    let has_sockets = matches!(args.splice, Choice::Sockmap | Choice::Copy);
+    if !steer && has_sockets && args.upstream_interface.is_some() {
+        tracing::warn!(
+            "--upstream-interface has no effect with --source proxy and --splice {}",
+            args.splice
+        );
     }
     let signals = Signals::new().map_err(RunError::Signals)?;
     let descriptors = raise_limits();

@@ -34,9 +34,9 @@ pub enum Command {
     /// Remove what a limpid that was killed has left on this host: its pins, filters, qdiscs and control
     /// socket, and nothing else. Filters are those of this network namespace.
     ///
-    /// A limpid that ends by SIGTERM removes all of it itself. After SIGKILL the programs stay, so that
-    /// the kernel can close the connections in their clients' names; the next start with the same
-    /// --instance adopts them.
+    /// A limpid that ends by SIGTERM removes all of it itself. After SIGKILL the programs stay: flows of
+    /// the engine packet go on, and the kernel can close other connections in their clients' names. The
+    /// next start with the same --instance adopts them; this ends them.
     Cleanup(cleanup::CleanupArgs),
     /// Show what this kernel offers, engine by engine, and what is missing.
     Probe,

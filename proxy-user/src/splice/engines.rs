@@ -58,7 +58,7 @@ impl fmt::Display for Choice {
     }
 }
 
-/// Why a flow is copied where a better engine was allowed.
+/// Why a flow did not get a better engine that was allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fallback {
     /// This kernel's sockmap is not relied on.
@@ -171,12 +171,12 @@ impl Engines {
         let sockmap = match (choice, trust(version)) {
             (Choice::Copy, _) => Err(None),
             (Choice::Auto | Choice::Packet, Trust::OptIn(doubt) | Trust::Refused(doubt)) => {
-                tracing::info!("flows are copied: {}", doubt.reason());
+                tracing::info!("sockmap is not used: {}", doubt.reason());
                 Err(Some(Fallback::Kernel(doubt)))
             }
             (Choice::Auto | Choice::Packet, Trust::Trusted) => {
                 load().map(Arc::new).map_err(|error| {
-                    tracing::warn!("flows are copied: {error}");
+                    tracing::warn!("sockmap is not used: {error}");
                     Some(Fallback::from(&error))
                 })
             }

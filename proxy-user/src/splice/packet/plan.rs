@@ -93,7 +93,8 @@ impl Legs {
             clock: to.clock,
             floor: to.received,
             reserved: 0,
-            window: 0,
+            window: u16::try_from(from.negotiated.window >> from.negotiated.their_scale)
+                .unwrap_or(u16::MAX),
             seen: if from.negotiated.ecn && !both_ecn {
                 SEEN_LESS | SEEN_ECN_ALONE
             } else {

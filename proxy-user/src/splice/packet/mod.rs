@@ -45,7 +45,7 @@ pub struct PacketEngine {
 }
 
 /// A flow that no longer needs its sockets.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Forwarding {
     /// Its number in the tables: the cookie that its upstream socket had.
     pub flow: u64,

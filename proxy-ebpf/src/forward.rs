@@ -39,8 +39,7 @@ pub struct Scratch {
 pub fn entry(tuple: &Tuple) -> Option<&'static mut Forward> {
     let entry = FORWARDS.get_ptr_mut(tuple)?;
     // SAFETY: an entry of the map, which stays readable until the program ends even if userspace
-    // deletes it meanwhile (RCU). Fields that change are counters and flags of this direction, and the
-    // clock, which both directions set to the same.
+    // deletes it meanwhile (RCU). Fields that change are of this direction alone.
     let entry = unsafe { &mut *entry };
     (entry.seen & SEEN_SWITCH != 0).then_some(entry)
 }
@@ -195,22 +194,28 @@ pub fn link_header(ctx: &TcContext, l3: u32) -> Result<(), RewriteFailed> {
 }
 
 /// Learns how far the sender's timestamp clock is from the one that the receiver knows us by, from the
-/// first packet that has one.
+/// first packet that has one and may be the sender's; and from the other direction what its echoes are.
 #[inline(always)]
 fn learn_clock(entry: &mut Forward, scratch: &Scratch, len: usize) {
-    if entry.shift.known & TS_VAL_KNOWN != 0 {
+    if entry.shift.known & (TS_VAL_KNOWN | TS_ECR_KNOWN) == TS_VAL_KNOWN | TS_ECR_KNOWN {
         return;
     }
     let Some(theirs) = segment::timestamp(&scratch.old, len) else {
         return;
     };
-    // SAFETY: no memory is involved.
-    let now_ms = (unsafe { bpf_ktime_get_ns() } / 1_000_000) as u32;
-    entry.shift.ts_val = now_ms.wrapping_add(entry.clock).wrapping_sub(theirs);
-    entry.shift.known |= TS_VAL_KNOWN;
-    if let Some(opposite) = opposite(entry) {
-        opposite.shift.ts_ecr = 0u32.wrapping_sub(entry.shift.ts_val);
-        opposite.shift.known |= TS_ECR_KNOWN;
+    if entry.shift.known & TS_VAL_KNOWN == 0 && is_plausible(entry, segment::sequence(&scratch.old))
+    {
+        // SAFETY: no memory is involved.
+        let now_ms = (unsafe { bpf_ktime_get_ns() } / 1_000_000) as u32;
+        entry.shift.ts_val = now_ms.wrapping_add(entry.clock).wrapping_sub(theirs);
+        entry.shift.known |= TS_VAL_KNOWN;
+    }
+    if entry.shift.known & TS_ECR_KNOWN == 0
+        && let Some(opposite) = opposite(entry)
+        && opposite.shift.known & TS_VAL_KNOWN != 0
+    {
+        entry.shift.ts_ecr = 0u32.wrapping_sub(opposite.shift.ts_val);
+        entry.shift.known |= TS_ECR_KNOWN;
     }
 }
 

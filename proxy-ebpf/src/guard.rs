@@ -23,17 +23,12 @@ const DROP: i32 = TC_ACT_SHOT;
 /// `tc_index` of a packet that is shown to a guard, so that it is not forwarded once more.
 const SHOWN: u32 = 0x6c70;
 
-/// Is this packet one that [`show`] made? The mark is taken off.
+/// Is this packet one that [`show`] made? The mark stays on it: another instance's program may come
+/// before this one.
 #[inline(always)]
-pub fn take_mark(ctx: &TcContext) -> bool {
+pub fn is_shown(ctx: &TcContext) -> bool {
     // SAFETY: a field of the program's own context.
-    unsafe {
-        let shown = (*ctx.skb.skb).tc_index == SHOWN;
-        if shown {
-            (*ctx.skb.skb).tc_index = 0;
-        }
-        shown
-    }
+    unsafe { (*ctx.skb.skb).tc_index == SHOWN }
 }
 
 /// Shows the guard a packet, whose header is in `SCRATCH`, as one that it has seen before: the
@@ -176,7 +171,7 @@ pub fn egress(ctx: &TcContext, packet: &Packet, tuple: &Tuple, tcp: u32) -> Opti
         return (entry.guard == 0 || cookie != entry.guard).then_some(DROP);
     }
     let payload = packet::payload(ctx, packet, tcp >> 8);
-    if payload == 0 && flags & FIN == 0 {
+    if payload == 0 && flags & FIN == 0 && !is_probe(ctx, packet, entry) {
         return Some(DROP);
     }
     if let Some(opposite) = forward::opposite(entry)
@@ -190,6 +185,14 @@ pub fn egress(ctx: &TcContext, packet: &Packet, tuple: &Tuple, tcp: u32) -> Opti
         }
     }
     None
+}
+
+/// Does a guard ask whether the window is still closed (RFC 9293, 3.8.6.1)? Linux does so with a number
+/// that is acknowledged already (`tcp_xmit_probe_skb`), which no other bare acknowledgement has.
+#[inline(always)]
+fn is_probe(ctx: &TcContext, packet: &Packet, entry: &Forward) -> bool {
+    packet::word(ctx, packet.l4 + 4)
+        .is_some_and(|sequence| sequence.wrapping_sub(entry.acked) >= 1 << 31)
 }
 
 /// What [`egress`] wants to know of a TCP header, in one register.

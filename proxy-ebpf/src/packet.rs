@@ -278,6 +278,12 @@ pub fn clear_ecn(ctx: &TcContext, packet: &Packet) -> Result<(), RewriteFailed> 
         ctx.l3_csum_replace(at, old.to_be().into(), new.to_be().into(), 4)
             .map_err(|_| RewriteFailed)?;
     }
+    if packet.ipv6 {
+        // No checksum of its own makes up for the change; see `replace_l4_pseudo`.
+        let diff = csum_diff(&old.to_be(), &new.to_be());
+        // SAFETY: the program's own context.
+        unsafe { bpf_csum_update(ctx.as_ptr().cast(), diff as u32) };
+    }
     store(ctx, packet.l3, &new.to_be())
 }
 

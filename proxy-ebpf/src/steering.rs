@@ -82,7 +82,6 @@ pub fn ingress(ctx: &TcContext, l3: u32) -> i32 {
     if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
         return NEXT; // It will come by again, on the VLAN's own interface and without the tag.
     }
-    let shown = guard::take_mark(ctx);
     let Some(ipv6) = packet::is_ipv6(ctx) else {
         return NEXT;
     };
@@ -95,7 +94,9 @@ pub fn ingress(ctx: &TcContext, l3: u32) -> i32 {
     let Some(tcp) = packet::tcp(ctx, &packet) else {
         return NEXT;
     };
-    if !shown && let Some(entry) = forward::entry(&packet.tuple) {
+    if let Some(entry) = forward::entry(&packet.tuple)
+        && !guard::is_shown(ctx)
+    {
         return forward::forward(ctx, &packet, entry, tcp);
     }
     let Some(entry) = reply_entry(&packet.tuple) else {

@@ -35,6 +35,10 @@ use crate::sys;
 /// again (a retransmission timeout is 200 ms and doubles).
 const LINGER: Duration = Duration::from_secs(2);
 
+/// The same where the last bytes are not acknowledged: TCP gives up on them after some 100 s
+/// (`tcp_orphan_retries`, 8).
+const LINGER_UNACKNOWLEDGED: Duration = Duration::from_secs(130);
+
 /// How long a flow may be without a route to one of its sides. Links go down and come up again.
 const UNROUTABLE: Duration = Duration::from_secs(10);
 
@@ -76,6 +80,7 @@ impl Forwarded {
             flow,
             record: known,
             end,
+            routes,
         } = forwarding;
         self.tell(Message::Keep(Box::new(Kept {
             flow,
@@ -83,6 +88,7 @@ impl Forwarded {
             end,
             record,
             identity,
+            routes: Some(routes),
             deadline: None,
             unroutable: None,
         })));
@@ -137,6 +143,8 @@ struct Kept {
     end: Option<End>,
     record: Record,
     identity: Identity,
+    /// [`Paths::generation`] when its ways were looked up; `None`: by another daemon.
+    routes: Option<u64>,
     deadline: Option<Key>,
     /// The side that there is no way to, and since when.
     unroutable: Option<(Side, Instant)>,
@@ -258,6 +266,10 @@ impl Keeper {
             return;
         }
         let (flow, end) = (kept.flow, kept.end.take());
+        if kept.routes != Some(self.paths.generation()) {
+            // Nobody has looked after its ways meanwhile.
+            self.look_again = Some(Instant::now());
+        }
         self.flows.insert(flow, kept);
         match end {
             Some(end) => self.abort(flow, end),
@@ -325,15 +337,18 @@ impl Keeper {
         };
         let now = sys::monotonic_ns();
         let keys = [lingering.downstream, lingering.upstream];
-        let last = keys
-            .iter()
-            .filter_map(|key| Some(self.table.get(flow, key)?.last_seen_ns));
+        let entries = keys.map(|key| self.table.get(flow, &key));
+        let last = entries.iter().flatten().map(|entry| entry.last_seen_ns);
         let silent = last
             .max()
             .map(|last| Duration::from_nanos(now.saturating_sub(last)));
+        let linger = match &entries {
+            [Some(down), Some(up)] if !is_quiet(down, up) => LINGER_UNACKNOWLEDGED,
+            _ => LINGER,
+        };
         match silent {
-            Some(silent) if silent < LINGER => {
-                self.deadlines.insert(flow, LINGER - silent);
+            Some(silent) if silent < linger => {
+                self.deadlines.insert(flow, linger - silent);
             }
             _ => {
                 self.lingering.remove(&flow);
@@ -552,6 +567,7 @@ impl Keeper {
             end: lost.then_some(End::HandoverLost),
             record,
             identity,
+            routes: None,
             deadline: None,
             unroutable: None,
         });
@@ -587,11 +603,8 @@ impl Keeper {
     }
 
     fn leave_by(&self, flow: u64, key: &Tuple, ifindex: u32) {
-        if self
-            .table
-            .get(flow, key)
-            .is_some_and(|e| e.ifindex != ifindex)
-        {
+        let entry = self.table.get(flow, key);
+        if entry.is_some_and(|entry| entry.ifindex != ifindex) {
             self.table
                 .update(flow, key, |entry| entry.ifindex = ifindex);
         }
@@ -614,6 +627,17 @@ impl Keeper {
             self.look_again = Some(self.look_again.map_or(due, |other| other.min(due)));
         }
     }
+}
+
+/// Has neither side of a flow that is over anything left to repeat?
+fn is_quiet(down: &Forward, up: &Forward) -> bool {
+    let acknowledged = |sent: &Forward, back: &Forward| {
+        let acked = back.acked.wrapping_add(back.shift.ack);
+        // A FIN takes a number. What went through our sockets is not in `next_seq`.
+        (1..1 << 31).contains(&acked.wrapping_sub(sent.next_seq))
+    };
+    (down.seen | up.seen) & (SEEN_RST | SEEN_ENDED) != 0
+        || acknowledged(down, up) && acknowledged(up, down)
 }
 
 /// Where a flow stands, by its entries.

@@ -330,10 +330,11 @@ impl Kernel {
     async fn attach(&mut self, netlink: &Netlink, changed: bool) {
         let ours = self.is_ours();
         if let (Some(tc), Ok(bpf)) = (&mut self.tc, &mut self.bpf) {
+            let before = tc.interfaces.attached();
             if ours && let Err(e) = tc.interfaces.attach(bpf, netlink).await {
                 tracing::warn!("following the interfaces: {e}");
             }
-            if changed {
+            if changed || tc.interfaces.attached() != before {
                 tc.paths.changed(tc.interfaces.attached());
                 tc.forwarded.routes_changed();
             }

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::netlink::{Netlink, Route};
@@ -16,6 +17,7 @@ pub struct Paths {
     netlink: Netlink,
     attached: Mutex<HashSet<u32>>,
     routes: Mutex<HashMap<IpAddr, Way>>,
+    generation: AtomicU64,
 }
 
 /// The way to an address.
@@ -35,6 +37,7 @@ impl Paths {
             netlink,
             attached: Mutex::default(),
             routes: Mutex::default(),
+            generation: AtomicU64::new(0),
         }
     }
 
@@ -42,6 +45,13 @@ impl Paths {
     pub fn changed(&self, attached: HashSet<u32>) {
         *lock(&self.attached) = attached;
         lock(&self.routes).clear();
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often anything has changed: what was asked at another count may be out of date.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     /// Are the programs on the interface of this index?

@@ -41,19 +41,19 @@ pub(super) async fn run(
         down: Handover::default(),
     };
     let end = loop {
-        let end = guard.work(engine, &flow, number, &record).await.err();
+        let work = guard.work(engine, &flow, number, &record).await;
         // Killed from here on, the daemon leaves the flow as it is.
         for socket in sockets {
             let _ = repair::enter(socket);
         }
         record.handed_over = [guard.up.bytes, guard.down.bytes];
-        if end.is_some() {
-            break end;
+        if let Err(end) = work {
+            break Some(end);
         }
         record.state = SETTLED;
         engine.table.record(number, record);
         sleep(SETTLE).await;
-        if !sockets.into_iter().any(has_arrived) {
+        if matches!(work, Ok(Work::Pointless)) || !sockets.into_iter().any(has_arrived) {
             break None;
         }
         record.state = HANDING_OVER;
@@ -72,6 +72,15 @@ pub(super) async fn run(
 
 fn has_arrived(socket: &TcpStream) -> bool {
     tcp::receive_queue(socket).is_ok_and(|bytes| bytes > 0)
+}
+
+/// Why a guard has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// Nothing is left.
+    Done,
+    /// A reset has gone past it.
+    Pointless,
 }
 
 /// Both directions of a handover.
@@ -99,7 +108,7 @@ impl Guard {
         flow: &Flow<'_>,
         number: u64,
         record: &Record,
-    ) -> Result<(), End> {
+    ) -> Result<Work, End> {
         let (down, up) = (&flow.downstream, &flow.upstream);
         let mut poll = POLL.0;
         let mut last_progress = Instant::now();
@@ -125,11 +134,11 @@ impl Guard {
                             .update(number, key, |entry| entry.seen |= SEEN_FIN);
                     }
                 }
-                return Ok(());
+                return Ok(Work::Done);
             }
             if poll > POLL.0 {
                 if is_reset(engine, number, record)? {
-                    return Ok(());
+                    return Ok(Work::Pointless);
                 }
                 for (side, socket) in [(Side::Downstream, down), (Side::Upstream, up)] {
                     if tcp::is_closed(socket).unwrap_or(true) && !self.both_ended() {

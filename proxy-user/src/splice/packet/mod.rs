@@ -53,6 +53,8 @@ pub struct Forwarding {
     pub record: Record,
     /// How it ended, if it did not survive the handover.
     pub end: Option<End>,
+    /// [`Paths::generation`] when its ways were looked up.
+    pub routes: u64,
 }
 
 /// Switches `flow`, or gives it back with the reason why another engine must take it.
@@ -64,6 +66,7 @@ pub(super) async fn run<'a>(
     let Some(identity) = identity else {
         return Err((flow, Fallback::NotSteered));
     };
+    let routes = engine.paths.generation();
     let switched = match addresses(&flow, identity) {
         Ok(addresses) => switch(engine, &flow, &addresses).await,
         Err(fallback) => Err(fallback),
@@ -92,6 +95,7 @@ pub(super) async fn run<'a>(
         flow: number,
         record,
         end,
+        routes,
     })
 }
 

@@ -126,6 +126,12 @@ fn translate(
         return Err(RewriteFailed);
     };
     learn_clock(entry, scratch, bounded(len));
+    if entry.shift.known & TS_VAL_KNOWN == 0
+        && segment::timestamp(&scratch.old, bounded(len)).is_some()
+    {
+        // The receiver would remember a clock that is not ours (RFC 7323, 5.3).
+        return Err(RewriteFailed);
+    }
     scratch.new = scratch.old;
     segment::translate(&mut scratch.new, bounded(len), &entry.shift);
     if entry.seen & SEEN_LESS != 0
@@ -203,8 +209,7 @@ fn learn_clock(entry: &mut Forward, scratch: &Scratch, len: usize) {
     let Some(theirs) = segment::timestamp(&scratch.old, len) else {
         return;
     };
-    if entry.shift.known & TS_VAL_KNOWN == 0 && is_plausible(entry, segment::sequence(&scratch.old))
-    {
+    if entry.shift.known & TS_VAL_KNOWN == 0 && is_near(entry, segment::sequence(&scratch.old)) {
         // SAFETY: no memory is involved.
         let now_ms = (unsafe { bpf_ktime_get_ns() } / 1_000_000) as u32;
         entry.shift.ts_val = now_ms.wrapping_add(entry.clock).wrapping_sub(theirs);
@@ -254,6 +259,17 @@ fn note(entry: &mut Forward, flags: u8, payload: u32) {
         entry.seen |= if first { ends } else { 0 };
         tell(entry.flow);
     }
+}
+
+/// Is a number near what the receiver has acknowledged? It may be of old data, sent once more.
+#[inline(never)]
+fn is_near(entry: &Forward, sequence: u32) -> bool {
+    const NEAR: u32 = 16 << 20;
+    let Some(opposite) = opposite(entry) else {
+        return true;
+    };
+    let acknowledged = opposite.acked.wrapping_add(opposite.shift.ack);
+    sequence.wrapping_sub(acknowledged).wrapping_add(NEAR) <= 2 * NEAR
 }
 
 /// May the receiver take what ends at `end`, in the sender's count? It is forwarded either way; but who

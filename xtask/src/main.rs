@@ -11,6 +11,7 @@ mod ci;
 mod daemon;
 mod demo;
 mod deny;
+mod kernel;
 mod lint;
 mod programs;
 mod step;
@@ -25,6 +26,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::daemon::Profile;
+use crate::kernel::Kernels;
 
 /// Builds, tests and shows limpid.
 ///
@@ -112,6 +114,11 @@ enum Xtask {
     /// the missing ones are installed, without their services being started or enabled. Elsewhere
     /// the tests that need what is not there are ignored, with the reason; the last lines name
     /// them and count all results.
+    ///
+    /// With --kernel, what asks something of a kernel (the integration tests, and those of
+    /// proxy-user named "kernel") is run on others, booted under QEMU. QEMU and kernels are Debian's,
+    /// unpacked to target/kernels and not installed. Where KVM does not work, a processor is emulated:
+    /// tests are then given more time and less to move. Several kernels run side by side.
     Test {
         /// Run only tests whose name contains one of these
         filters: Vec<String>,
@@ -119,6 +126,33 @@ enum Xtask {
         /// Options of the test harness, such as --nocapture
         #[arg(last = true)]
         harness: Vec<OsString>,
+
+        #[command(flatten)]
+        kernels: Kernels,
+    },
+
+    /// Show what `limpid probe` finds on other kernels
+    Probe {
+        #[command(flatten)]
+        kernels: Kernels,
+
+        /// Options of `limpid probe`
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+
+    /// Run a shell command on another kernel: cargo xtask boot --kernel 5.10 -- uname -r
+    ///
+    /// It is run as root, sees this machine's files at their paths, and starts in the current folder.
+    /// What it writes to files is gone afterwards. The kernel's own messages are in
+    /// target/kernels/run/*/console.log.
+    Boot {
+        #[command(flatten)]
+        kernels: Kernels,
+
+        /// The command, a shell's syntax included
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
     },
 
     /// Check formatting, lints, documentation and dependencies, warnings denied
@@ -163,7 +197,19 @@ fn execute(command: Xtask) -> Result<()> {
             demo::demo(Profile::from_release(release), &arguments)
         }
         Xtask::Bench { arguments } => bench::bench(&arguments),
-        Xtask::Test { filters, harness } => test::test(&filters, &harness),
+        Xtask::Test {
+            filters,
+            harness,
+            kernels,
+        } => {
+            if kernels.is_empty() {
+                test::test(&filters, &harness)
+            } else {
+                kernel::test(&kernels, &filters, &harness)
+            }
+        }
+        Xtask::Probe { kernels, arguments } => kernel::probe(&kernels, &arguments),
+        Xtask::Boot { kernels, command } => kernel::boot(&kernels, &command),
         Xtask::Lint => lint::lint(),
         Xtask::Ci => ci::ci(),
     }

@@ -10,6 +10,8 @@ pub(crate) struct Tally {
     ignored: u32,
     /// What was said about each ignored test: its name and, where given, the reason.
     ignored_tests: Vec<String>,
+    /// The names of those that failed.
+    failed_tests: Vec<String>,
 }
 
 impl Tally {
@@ -29,10 +31,14 @@ impl Tally {
                 }
             }
         } else if let Some(test) = line.strip_prefix("test ")
-            && let Some((name, reason)) = test.split_once(" ... ignored")
+            && let Some((name, result)) = test.split_once(" ... ")
         {
-            self.ignored_tests
-                .push(format!("{}{reason}", name.trim_end()));
+            let name = name.trim_end();
+            if let Some(reason) = result.strip_prefix("ignored") {
+                self.ignored_tests.push(format!("{name}{reason}"));
+            } else if result.starts_with("FAILED") {
+                self.failed_tests.push(name.to_owned());
+            }
         }
     }
 
@@ -46,6 +52,9 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for test in &self.ignored_tests {
             writeln!(f, "ignored: {test}")?;
+        }
+        for test in &self.failed_tests {
+            writeln!(f, "failed: {test}")?;
         }
         write!(
             f,
@@ -67,6 +76,7 @@ mod tests {
             "running 3 tests",
             "test header::v1 ... ok",
             "test splice::sockmap ... ignored, needs root",
+            "test survival::of_restart   ... FAILED",
             "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.10s",
             "test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 2s",
         ] {
@@ -75,7 +85,8 @@ mod tests {
         assert!(tally.any());
         assert_eq!(
             tally.to_string(),
-            "ignored: splice::sockmap, needs root\n7 passed, 1 failed, 1 ignored"
+            "ignored: splice::sockmap, needs root\nfailed: survival::of_restart\n\
+             7 passed, 1 failed, 1 ignored"
         );
     }
 }

@@ -29,6 +29,11 @@ pub(crate) fn tools() -> PathBuf {
     root().join("target/tools")
 }
 
+/// Kernels to boot, and what that takes.
+pub(crate) fn kernels() -> PathBuf {
+    root().join("target/kernels")
+}
+
 /// A binary of the workspace, `profile` being the folder's name: `debug` or `release`.
 ///
 /// xtask itself was built into the same target directory, wherever that was configured to be.

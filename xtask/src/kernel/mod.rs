@@ -1,0 +1,138 @@
+//! Other kernels than the running one: each boots under QEMU with this machine's files in sight, runs
+//! a script as root, and is gone.
+//!
+//! In the order of a run: `package` finds the kernel (in Debian's `archive`), `modules` and
+//! `initramfs` make what it starts from, `emulator` and `boot` start and `watch` it, `guest/` is what
+//! it does. `executables`, `tests` and `probe` are limpid there.
+
+mod archive;
+mod boot;
+mod emulator;
+mod executables;
+mod initramfs;
+mod modules;
+mod package;
+mod probe;
+mod tests;
+mod watch;
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::{env, thread};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+
+use self::boot::Machine;
+use self::package::{Choice, Kernel};
+pub(crate) use self::probe::probe;
+pub(crate) use self::tests::test;
+use self::watch::Patience;
+
+/// Emulated, a kernel is up after some seconds; a machine that does other things as well may take
+/// longer.
+const BOOT: Duration = Duration::from_secs(120);
+
+/// Which kernels a command is about.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Kernels {
+    /// A kernel to boot under QEMU, by its series: 5.10, 6.1 or 6.12; the newest of it that Debian
+    /// has. May be given several times
+    #[arg(long = "kernel", value_name = "SERIES")]
+    series: Vec<String>,
+
+    /// Any other kernel to boot: its image …
+    #[arg(long = "kernel-image", value_name = "PATH", requires = "modules")]
+    image: Option<PathBuf>,
+
+    /// … and the folder of its modules, as /lib/modules/RELEASE
+    #[arg(long = "kernel-modules", value_name = "PATH", requires = "image")]
+    modules: Option<PathBuf>,
+}
+
+impl Kernels {
+    /// Whether the running kernel is meant.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.series.is_empty() && self.image.is_none()
+    }
+
+    /// Finds, or downloads, each of them.
+    fn provide(&self) -> Result<Vec<Kernel>> {
+        ensure!(
+            cfg!(target_arch = "x86_64"),
+            "kernels are booted on x86-64 alone"
+        );
+        let image = self.image.clone().zip(self.modules.clone());
+        self.series
+            .iter()
+            .cloned()
+            .map(Choice::Series)
+            .chain(image.map(|(image, modules)| Choice::Image { image, modules }))
+            .map(|choice| Kernel::provide(&choice))
+            .collect()
+    }
+}
+
+/// `cargo xtask boot`: runs a command on each kernel, one after another, and shows what it says.
+pub(crate) fn boot(kernels: &Kernels, command: &[String]) -> Result<()> {
+    let kernels = kernels.provide()?;
+    let machine = Machine::provide(kernels.first().context("no kernel is named (--kernel)")?)?;
+    let job = format!(
+        "cd {}\n{}\n",
+        quoted(env::current_dir()?.as_os_str()),
+        command.join(" ")
+    );
+    let mut failed = Vec::new();
+    for kernel in &kernels {
+        let code = machine.run(kernel, &job, tests::PATIENCE, |line| println!("{line}"))?;
+        if code != 0 {
+            failed.push(format!("{} ended with {code}", kernel.name));
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join(", "));
+    Ok(())
+}
+
+/// Does `work` for each kernel, on several at once where there are processors for it. Results are in
+/// the kernels' order.
+fn side_by_side<T: Send>(kernels: &[Kernel], work: impl Fn(&Kernel) -> T + Sync) -> Vec<T> {
+    let at_once = thread::available_parallelism().map_or(1, usize::from);
+    let mut results = Vec::new();
+    for group in kernels.chunks(at_once) {
+        thread::scope(|scope| {
+            let running: Vec<_> = group
+                .iter()
+                .map(|kernel| scope.spawn(|| work(kernel)))
+                .collect();
+            for thread in running {
+                match thread.join() {
+                    Ok(result) => results.push(result),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+        });
+    }
+    results
+}
+
+/// Everything that is downloaded or made for them.
+fn folder() -> PathBuf {
+    crate::workspace::kernels()
+}
+
+/// A word of a shell command that the shell leaves as it is.
+fn quoted(word: &OsStr) -> String {
+    format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod quoting {
+    use super::*;
+
+    #[test]
+    fn a_quoted_word_is_one_word() {
+        assert_eq!(quoted(OsStr::new("a b")), "'a b'");
+        assert_eq!(quoted(OsStr::new("it's $HOME")), r"'it'\''s $HOME'");
+    }
+}

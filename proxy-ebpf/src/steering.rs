@@ -6,7 +6,7 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{BPF_ANY, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::{debug, warn};
@@ -17,16 +17,12 @@ use proxy_common::flow::{
 use proxy_common::packet::{ACK, FIN, RST, SYN, TCP, Tcp, is_icmp_error};
 
 use crate::maps::{CONNECTING, FLOWS, count};
-use crate::packet::{self, Packet, RewriteFailed};
+use crate::packet::{self, DROP, NEXT, Packet, RewriteFailed};
 use crate::{forward, guard, syn};
 
 /// See [`wire_clock`]. Set by the loader.
 #[unsafe(no_mangle)]
 static TIMESTAMP_BASE: Global<u32> = Global::new(0);
-
-/// On to the next program of the interface (TCX: `TCX_NEXT`; clsact: the next filter).
-const NEXT: i32 = TC_ACT_UNSPEC;
-const DROP: i32 = TC_ACT_SHOT;
 
 /// Packets that leave: those of our upstream sockets get the client's address, those of guards are
 /// looked at. What did not start here has nothing to do with either.

@@ -65,7 +65,10 @@ fn command(command: Command) -> anyhow::Result<()> {
                     print(&format!("removed {line}"))?;
                 }
             }
-            Command::Probe => print(probe::probe().to_string().trim_end())?,
+            Command::Probe(args) if args.json => {
+                print(&serde_json::to_string_pretty(&probe::probe())?)?;
+            }
+            Command::Probe(_) => print(probe::probe().to_string().trim_end())?,
         }
         Ok(())
     })

@@ -151,9 +151,9 @@ fn sack_or_nothing<const AT: usize>(header: &mut [u8; BUFFER], len: usize, shift
         }
         return;
     }
-    for (at, byte) in header.iter_mut().enumerate().take(MAX_HEADER).skip(AT) {
-        if at < len {
-            *byte = NOP;
+    for offset in 0..MAX_HEADER - AT {
+        if AT + offset < len {
+            header[AT + offset] = NOP;
         }
     }
 }

@@ -4,7 +4,6 @@
 //! something to hand over or to see acknowledged (a *guard*), it is shown each packet as one that
 //! brings only old data, for the sake of its acknowledgement number; see `guard`.
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::{
     bpf_ktime_get_ns, bpf_redirect_neigh, bpf_skb_change_head, bpf_skb_load_bytes,
     bpf_skb_store_bytes,
@@ -18,10 +17,7 @@ use proxy_common::segment::{self, BUFFER, MAX_HEADER, TS_ECR_KNOWN, TS_VAL_KNOWN
 
 use crate::guard;
 use crate::maps::{EVENTS, FORWARDS, SCRATCH, count};
-use crate::packet::{self, Packet, RewriteFailed};
-
-const DROP: i32 = TC_ACT_SHOT;
-const NEXT: i32 = TC_ACT_UNSPEC;
+use crate::packet::{self, DROP, NEXT, Packet, RewriteFailed};
 
 /// What the stack is too small for.
 #[repr(C)]
@@ -265,11 +261,16 @@ fn note(entry: &mut Forward, flags: u8, payload: u32) {
 #[inline(never)]
 fn is_near(entry: &Forward, sequence: u32) -> bool {
     const NEAR: u32 = 16 << 20;
-    let Some(opposite) = opposite(entry) else {
-        return true;
-    };
-    let acknowledged = opposite.acked.wrapping_add(opposite.shift.ack);
-    sequence.wrapping_sub(acknowledged).wrapping_add(NEAR) <= 2 * NEAR
+    opposite(entry).is_none_or(|opposite| {
+        let beyond = sequence.wrapping_sub(acknowledged(opposite));
+        beyond.wrapping_add(NEAR) <= 2 * NEAR
+    })
+}
+
+/// The last acknowledgement number of `back`, in the count of those whose data it acknowledges.
+#[inline(always)]
+fn acknowledged(back: &Forward) -> u32 {
+    back.acked.wrapping_add(back.shift.ack)
 }
 
 /// May the receiver take what ends at `end`, in the sender's count? It is forwarded either way; but who
@@ -281,10 +282,9 @@ fn is_plausible(entry: &Forward, end: u32) -> bool {
     let Some(opposite) = opposite(entry) else {
         return true;
     };
-    let acknowledged = opposite.acked.wrapping_add(opposite.shift.ack);
     let window = u32::from(opposite.window) << (opposite.shift.window_from & 15);
     let slack = if entry.guard != 0 { HANDOVER } else { 0 };
-    end.wrapping_sub(acknowledged) <= window.wrapping_add(slack)
+    end.wrapping_sub(acknowledged(opposite)) <= window.wrapping_add(slack)
 }
 
 /// Makes an event. Where there is no room for it, the daemon's next look at the table must do.

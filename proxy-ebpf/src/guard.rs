@@ -5,7 +5,7 @@
 //! to each other now.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, bpf_sock_tuple};
+use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_sock_tuple};
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_get_socket_cookie, bpf_sk_lookup_tcp, bpf_sk_release, bpf_tcp_sock,
 };
@@ -16,9 +16,7 @@ use proxy_common::segment;
 
 use crate::forward::{self, scratch};
 use crate::maps::FLOWS;
-use crate::packet::{self, Packet};
-
-const DROP: i32 = TC_ACT_SHOT;
+use crate::packet::{self, DROP, Packet};
 
 /// `tc_index` of a packet that is shown to a guard, so that it is not forwarded once more.
 const SHOWN: u32 = 0x6c70;
@@ -162,10 +160,10 @@ fn look_up(ctx: &TcContext, ipv6: bool, tuple: &Tuple, edges: &mut Edges) -> boo
 pub fn egress(ctx: &TcContext, packet: &Packet, tuple: &Tuple, tcp: u32) -> Option<i32> {
     let flags = tcp as u8;
     let entry = forward::entry(&tuple.reversed())?;
-    if flags & RST != 0 && entry.seen & SEEN_ENDED != 0 {
-        return None; // The daemon's.
-    }
     if flags & RST != 0 {
+        if entry.seen & SEEN_ENDED != 0 {
+            return None; // The daemon's.
+        }
         // SAFETY: the program's own context.
         let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
         return (entry.guard == 0 || cookie != entry.guard).then_some(DROP);

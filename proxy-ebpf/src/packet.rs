@@ -4,11 +4,16 @@
 //! and the 512 bytes that BPF has in all are enough.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{BPF_F_INVALIDATE_HASH, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::{BPF_F_INVALIDATE_HASH, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_csum_update};
 use aya_ebpf::programs::TcContext;
 use proxy_common::flow::{Address, Tuple};
 use proxy_common::packet::{self as headers, IPV6, Ip};
+
+/// On to the next program of the interface (TCX: `TCX_NEXT`; clsact: the next filter).
+pub const NEXT: i32 = TC_ACT_UNSPEC;
+/// The packet goes nowhere.
+pub const DROP: i32 = TC_ACT_SHOT;
 
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;

@@ -6,7 +6,7 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{BPF_ANY, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::{debug, warn};
@@ -17,16 +17,12 @@ use proxy_common::flow::{
 use proxy_common::packet::{ACK, FIN, RST, SYN, TCP, Tcp, is_icmp_error};
 
 use crate::maps::{CONNECTING, FLOWS, count};
-use crate::packet::{self, Packet, RewriteFailed};
+use crate::packet::{self, DROP, NEXT, Packet, RewriteFailed};
 use crate::{forward, guard, syn};
 
 /// See [`wire_clock`]. Set by the loader.
 #[unsafe(no_mangle)]
 static TIMESTAMP_BASE: Global<u32> = Global::new(0);
-
-/// On to the next program of the interface (TCX: `TCX_NEXT`; clsact: the next filter).
-const NEXT: i32 = TC_ACT_UNSPEC;
-const DROP: i32 = TC_ACT_SHOT;
 
 /// Packets that leave: those of our upstream sockets get the client's address, those of guards are
 /// looked at. What did not start here has nothing to do with either.
@@ -65,7 +61,12 @@ pub fn egress(ctx: &TcContext, l3: u32) -> i32 {
     if let Some(verdict) = guard::egress(ctx, &packet, &entry.rewrite, guard::packed(tcp)) {
         return verdict;
     }
-    let done = translate(ctx, &packet, tcp, entry);
+    record(ctx, &packet, tcp, entry);
+    let at = match entry.timestamp {
+        0 => 0,
+        _ => syn::own_timestamps(ctx, packet.l4, tcp.header_len),
+    };
+    let done = translate(ctx, &packet, at, entry);
     count(|c| match done {
         Ok(()) => &mut c.steered_out,
         Err(RewriteFailed) => &mut c.rewrite_failed,
@@ -108,7 +109,16 @@ pub fn ingress(ctx: &TcContext, l3: u32) -> i32 {
         }
         entry.seen |= SEEN_ANSWER;
     }
-    let done = translate(ctx, &packet, tcp, entry);
+    record(ctx, &packet, tcp, entry);
+    // Of what comes back it is the echo that is ours.
+    let at = match entry.timestamp {
+        0 => 0,
+        _ => match packet::timestamps(ctx, packet.l4, tcp.header_len) {
+            0 => 0,
+            value => value + 4,
+        },
+    };
+    let done = translate(ctx, &packet, at, entry);
     count(|c| match done {
         Ok(()) => &mut c.steered_in,
         Err(RewriteFailed) => &mut c.rewrite_failed,
@@ -162,43 +172,34 @@ fn reply_entry(tuple: &Tuple) -> Option<&'static mut Translation> {
     (entry.action == STEER_IN && entry.seen & SEEN_SYN != 0).then_some(entry)
 }
 
+/// Gives a packet the addresses of its entry, and the timestamp at `at` (0: none) the flow's clock.
 #[inline(always)]
 fn translate(
     ctx: &TcContext,
     packet: &Packet,
-    tcp: Tcp,
-    entry: &mut Translation,
+    at: u32,
+    entry: &Translation,
 ) -> Result<(), RewriteFailed> {
-    let payload = packet::payload(ctx, packet, tcp.header_len);
-    record(entry, tcp.flags, payload);
-    if entry.timestamp != 0 {
-        let at = packet::timestamps(ctx, packet.l4, tcp.header_len);
-        if at != 0 {
-            // The value of what leaves, the echo of what comes back.
-            let at = if entry.action == STEER_OUT {
-                at
-            } else {
-                at + 4
-            };
-            packet::add_to_word(ctx, packet.l4, at, entry.timestamp)?;
-        }
+    if at != 0 {
+        packet::add_to_word(ctx, packet.l4, at, entry.timestamp)?;
     }
     packet::rewrite(ctx, packet, &entry.rewrite)
 }
 
 /// Notes a packet in its entry.
 #[inline(always)]
-fn record(entry: &mut Translation, flags: u8, payload: u32) {
+fn record(ctx: &TcContext, packet: &Packet, tcp: Tcp, entry: &mut Translation) {
+    let payload = packet::payload(ctx, packet, tcp.header_len);
     // Plain additions (the BPF target of Rust has no atomic ones): packets of one direction of a
     // flow pass one after the other, under the socket's lock or in one receive queue.
     entry.packets += 1;
     entry.bytes += u64::from(payload);
     // SAFETY: no memory is involved.
     entry.last_seen_ns = unsafe { bpf_ktime_get_ns() };
-    if flags & FIN != 0 {
+    if tcp.flags & FIN != 0 {
         entry.seen |= SEEN_FIN;
     }
-    if flags & RST != 0 {
+    if tcp.flags & RST != 0 {
         entry.seen |= SEEN_RST;
     }
 }
@@ -272,7 +273,7 @@ fn open(ctx: &TcContext, packet: &Packet, header_len: u32) -> Opened {
 /// What makes the timestamps of the connection that this SYN opens those of [`wire_clock`].
 #[inline(always)]
 fn timestamp_shift(ctx: &TcContext, packet: &Packet, header_len: u32) -> u32 {
-    let at = packet::timestamps(ctx, packet.l4, header_len);
+    let at = syn::own_timestamps(ctx, packet.l4, header_len);
     if at == 0 {
         return 0;
     }

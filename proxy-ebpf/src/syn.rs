@@ -22,6 +22,22 @@ const NOPS_SACK: u32 = 0x0101_0402;
 const SACK_NOPS: u32 = 0x0402_0101;
 const NOPS: u32 = 0x0101_0101;
 
+/// Where the timestamps option of a packet of this host's own has its two words, from the packet's start;
+/// 0: it has none.
+///
+/// [`crate::packet::timestamps`] finds it in anybody's packets, by a walk that costs the verifier much.
+#[inline(always)]
+pub fn own_timestamps(ctx: &TcContext, l4: u32, header_len: u32) -> u32 {
+    let is_timestamps = |at| matches!(word(ctx, l4 + at), Some(SACK_TIMESTAMPS | NOPS_TIMESTAMPS));
+    if header_len >= TIMESTAMP + 8 && is_timestamps(SECOND) {
+        l4 + TIMESTAMP // A SYN, which begins with the MSS.
+    } else if header_len >= SECOND + 8 && is_timestamps(FIRST) {
+        l4 + SECOND
+    } else {
+        0
+    }
+}
+
 /// Lets the SYN ask for segments of at most `mss` bytes (0: any), and offer no more than `offer`.
 #[inline(always)]
 pub fn adapt(ctx: &TcContext, l4: u32, mss: u16, offer: u16) -> Result<(), RewriteFailed> {

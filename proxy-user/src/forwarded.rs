@@ -391,10 +391,7 @@ impl Keeper {
             if entry.seen & SEEN_ENDED == 0 || entry.seen & SEEN_RST != 0 {
                 continue;
             }
-            let (peer, us) = (key.source(), key.destination());
-            if let Err(e) = resets.send(us, peer, entry.acked, entry.next_seq) {
-                tracing::debug!("RST to {peer}: {e}");
-            }
+            resets.answer(&key, &entry);
         }
     }
 
@@ -517,7 +514,7 @@ impl Keeper {
         }
     }
 
-    fn adopt(&mut self, flow: u64, known: layout::Record) -> bool {
+    fn adopt(&mut self, flow: u64, mut known: layout::Record) -> bool {
         let (Some(down), Some(up)) = self.entries(flow, &known) else {
             self.table.forget(flow);
             return false;
@@ -548,17 +545,10 @@ impl Keeper {
             direction.handed_over(handed_over);
         }
         let identity = self.steering.adopt(flow, known.upstream);
-        let known = match known.state {
-            LEFT => {
-                let known = layout::Record {
-                    state: SETTLED,
-                    ..known
-                };
-                self.table.record(flow, known);
-                known
-            }
-            _ => known,
-        };
+        if known.state == LEFT {
+            known.state = SETTLED;
+            self.table.record(flow, known);
+        }
         let lost =
             known.state == HANDING_OVER && !matches!(standing(&down, &up), Standing::Over(_));
         self.keep(Kept {

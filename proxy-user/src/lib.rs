@@ -17,6 +17,7 @@ pub mod header;
 pub mod interfaces;
 pub mod kernel;
 pub mod listener;
+pub mod lock;
 pub mod netlink;
 pub mod paths;
 pub mod record;

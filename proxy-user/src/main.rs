@@ -20,14 +20,17 @@ fn main() -> ExitCode {
     let Err(error) = command(cli.command) else {
         return ExitCode::SUCCESS;
     };
-    // Not `eprintln`, which panics where nobody reads it.
-    let mut stderr = std::io::stderr().lock();
     match error.downcast_ref::<RunError>() {
         // A wrong command line, though clap cannot tell: its form and its exit code.
         Some(usage @ (RunError::NoTrust | RunError::LocalUpstream(_))) => {
             clap::Error::raw(ErrorKind::ArgumentConflict, format!("{usage}\n")).exit()
         }
-        _ => _ = writeln!(stderr, "error: {}", with_causes(&error)),
+        // Not `eprintln`, which panics where nobody reads it; and in one piece, for a log that
+        // others write to as well.
+        _ => {
+            let line = format!("error: {}\n", with_causes(&error));
+            let _ = std::io::stderr().write_all(line.as_bytes());
+        }
     }
     ExitCode::FAILURE
 }
@@ -62,7 +65,10 @@ fn command(command: Command) -> anyhow::Result<()> {
                     print(&format!("removed {line}"))?;
                 }
             }
-            Command::Probe => print(probe::probe().to_string().trim_end())?,
+            Command::Probe(args) if args.json => {
+                print(&serde_json::to_string_pretty(&probe::probe())?)?;
+            }
+            Command::Probe(_) => print(probe::probe().to_string().trim_end())?,
         }
         Ok(())
     })

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use proxy_core::address::{Client, Peer, Upstream};
 use tokio::sync::Notify;
 
+use crate::lock::lock;
 use crate::splice::Progress;
 
 /// One connection and what is known of it so far. Each field is set once, by the stage that learns
@@ -125,9 +126,6 @@ impl Registry {
     }
 
     fn flows(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Flow>>> {
-        self.shared
-            .flows
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared.flows)
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder};
+use proxy_common::flow::{Forward, Tuple};
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
@@ -86,6 +87,15 @@ impl Resets {
         // Of a raw socket the port is the protocol's number (raw(7)).
         address.set_port(0);
         socket.send_to(&segment, &address.into()).map(drop)
+    }
+
+    /// Tells the sender of packets of `tuple` that their flow is over, with the numbers that `entry` has
+    /// noted.
+    pub fn answer(&self, tuple: &Tuple, entry: &Forward) {
+        let (peer, us) = (tuple.source(), tuple.destination());
+        if let Err(e) = self.send(us, peer, entry.acked, entry.next_seq) {
+            tracing::debug!("RST to {peer}: {e}");
+        }
     }
 }
 

@@ -10,7 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use proxy_common::flow::{
@@ -21,6 +21,7 @@ use thiserror::Error;
 
 use crate::bpf::forwards::ForwardTable;
 use crate::bpf::tables::{FlowTable, ReserveError};
+use crate::lock::lock;
 use crate::sys;
 
 /// How long entries stay after the last packet of a flow that both sides have closed: long enough
@@ -396,10 +397,6 @@ impl Steering {
     fn lingering(&self) -> MutexGuard<'_, HashMap<Tuple, Lingering>> {
         lock(&self.lingering)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A flow's place in the table, for as long as its upstream socket is open.

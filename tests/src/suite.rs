@@ -90,7 +90,8 @@ impl Need {
 /// Makes one, on a host of its own.
 fn make_vlan() -> Result<()> {
     let host = Host::new("vlan")?;
-    host.ip("link add link lo name vlan type vlan id 7")
+    host.ip("link add trunk type veth peer name end")?;
+    host.ip("link add link trunk name vlan type vlan id 7")
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         flows_without_a_daemon(&lab)
     });
     suite.test("flows_of_a_deaf_daemon", &[], flows_of_a_deaf_daemon);
+    suite.test("probe_as_json", &[], |_| async { probe_as_json() });
     suite.test("probe_without_privileges", &[], |_| async {
         probe_without_privileges()
     });
@@ -149,6 +150,33 @@ fn probe() -> Result<()> {
             "{engine} is missing: {}",
             show(&output)
         );
+    }
+    Ok(())
+}
+
+/// What people read is there for programs as well.
+fn probe_as_json() -> Result<()> {
+    let host = Host::new("alone")?;
+    let output = run(&host, &["probe", "--json"])?;
+    ensure!(output.status.success(), "{}", show(&output));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let release = nix::sys::utsname::uname()?;
+    ensure!(
+        found["kernel"].as_str() == release.release().to_str(),
+        "{found}"
+    );
+    let engines = found["engines"].as_array().context("engines")?;
+    for engine in Engine::ALL {
+        let told = engines.iter().find(|told| told["name"] == engine.name());
+        let state = told.context(engine)?["state"].as_str();
+        let known = ["yes", "no", "on-request", "forbidden"];
+        ensure!(state.is_some_and(|state| known.contains(&state)), "{found}");
+    }
+    for list in ["features", "programs"] {
+        let named =
+            |item: &serde_json::Value| item["name"].is_string() && item["state"].is_string();
+        let list = found[list].as_array().context(list)?;
+        ensure!(!list.is_empty() && list.iter().all(named), "{found}");
     }
     Ok(())
 }

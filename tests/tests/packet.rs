@@ -28,17 +28,6 @@ const STALL: Duration = Duration::from_secs(1);
 /// Bulk takes a fraction of it.
 const BULK: Duration = Duration::from_secs(20);
 
-/// Some loss, in both directions.
-const LOSSY: Impairment = Impairment {
-    seed: 6,
-    loss: 0.01,
-    duplicate: 0.0,
-    reorder: 0.0,
-    overlap: 0.0,
-    delay: Duration::from_micros(500),
-    mss: None,
-};
-
 fn main() -> ExitCode {
     let mut suite = Suite::new();
     for family in Family::ALL {
@@ -50,7 +39,15 @@ fn main() -> ExitCode {
         suite.test(
             format!("switch_in_lossy_bulk_{family}"),
             &[Need::Tun],
-            move |lab| switch_in_bulk(lab, LinkKind::Tap(LOSSY), shrunk(2 << 20), true, family),
+            move |lab| {
+                switch_in_bulk(
+                    lab,
+                    LinkKind::Tap(Impairment::LOSSY),
+                    shrunk(2 << 20),
+                    true,
+                    family,
+                )
+            },
         );
         suite.test(format!("switch_under_talk_{family}"), &[], move |lab| {
             switch_under_talk(lab, family)
@@ -237,7 +234,7 @@ async fn bytes_count_once(lab: Lab, family: Family) -> Result<()> {
         duplicate: 0.05,
         reorder: 0.02,
         overlap: 0.1,
-        ..LOSSY
+        ..Impairment::LOSSY
     });
     let plan = Plan {
         transit: bad.clone(),

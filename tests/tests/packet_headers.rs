@@ -16,17 +16,6 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-/// Some loss, in both directions.
-const LOSSY: Impairment = Impairment {
-    seed: 6,
-    loss: 0.01,
-    duplicate: 0.0,
-    reorder: 0.0,
-    overlap: 0.0,
-    delay: Duration::from_micros(500),
-    mss: None,
-};
-
 /// How far before their wrap timestamps are set, in their unit.
 const BEFORE_THE_WRAP: u32 = 1500;
 
@@ -144,7 +133,7 @@ fn main() -> ExitCode {
         );
         for (name, link, needs) in [
             ("", LinkKind::Veth, &[][..]),
-            ("lossy_", LinkKind::Tap(LOSSY), &[Need::Tun]),
+            ("lossy_", LinkKind::Tap(Impairment::LOSSY), &[Need::Tun]),
         ] {
             suite.test(
                 format!("sequence_wraps_{name}{family}"),

@@ -287,6 +287,10 @@ async fn twice_in_a_row(lab: Lab, family: Family) -> Result<()> {
 fn clean_end(mut limpid: Limpid) -> Result<()> {
     let status = limpid.terminate(scaled(PATIENCE))?;
     ensure!(status.success(), "the last daemon: {status}");
+    left_nothing(&limpid)
+}
+
+fn left_nothing(limpid: &Limpid) -> Result<()> {
     let left = limpid.pinned()?;
     ensure!(left.is_empty(), "left: {left:?}");
     Ok(())
@@ -379,9 +383,7 @@ async fn the_new_one_ends_first(lab: Lab, family: Family) -> Result<()> {
     }
     exits(&mut second, "the new").await?;
     exits(&mut scene.limpid, "the old").await?;
-    let left = second.pinned()?;
-    ensure!(left.is_empty(), "left: {left:?}");
-    Ok(())
+    left_nothing(&second)
 }
 
 /// What a killed daemon has in its sockets ends with it; all else goes on.

@@ -1,24 +1,52 @@
-//! The steering programs, attached to nothing and pinned nowhere, run on packets of one's own
-//! (`BPF_PROG_TEST_RUN`).
+//! The programs, attached to nothing and pinned nowhere: does the verifier take them, and what do those for
+//! steering make of a packet of one's own (`BPF_PROG_TEST_RUN`)?
 //!
-//! `limpid probe` so learns whether this kernel's verifier takes these very programs, and tests what they
-//! make of a packet. Nothing is sent, since where a packet is to go is part of what a program returns; only
+//! Nothing is sent, since where a packet is to go is part of what a program returns; only
 //! what a guard is shown (`Forward::guard`) would be, so flows are to have none. Only packets with Ethernet
 //! headers can be put in.
 
-use aya::programs::{ProgramError, SchedClassifier, TestRun as _};
+use aya::programs::{Program as Loadable, ProgramError, SchedClassifier, TestRun as _};
 use aya::{Ebpf, EbpfLoader, TestRunOptions};
 
 use super::forwards::{Events, ForwardTable};
+use super::sockmap::Globals;
 use super::{LoadError, OBJECT};
 use crate::netlink::tc::Hook;
 
-/// For interfaces with Ethernet headers.
-const ETHERNET: [&str; 2] = ["steer_ingress_l2", "steer_egress_l2"];
-/// For those without.
-const BARE: [&str; 2] = ["steer_ingress_l3", "steer_egress_l3"];
+/// One of limpid's programs.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// Its name in the object.
+    pub name: &'static str,
+    /// Which part of limpid it is: `steering`, or an engine.
+    pub needed_for: &'static str,
+}
 
-/// Maps that are allocated whole, and that the steering programs do not use.
+/// Every program there is.
+pub const PROGRAMS: [Program; 6] = [
+    steering("steer_ingress_l2"),
+    steering("steer_egress_l2"),
+    steering("steer_ingress_l3"),
+    steering("steer_egress_l3"),
+    sockmap("splice_verdict"),
+    sockmap("splice_filter"),
+];
+
+const fn steering(name: &'static str) -> Program {
+    Program {
+        name,
+        needed_for: "steering",
+    }
+}
+
+const fn sockmap(name: &'static str) -> Program {
+    Program {
+        name,
+        needed_for: "sockmap",
+    }
+}
+
+/// Maps that are allocated whole, and that no packet here uses.
 const UNUSED: [&str; 3] = ["GATES", "SOURCES", "TARGETS"];
 
 /// The programs, with maps of their own that nobody else knows.
@@ -51,30 +79,54 @@ impl From<u32> for Verdict {
     }
 }
 
+/// Loads each of limpid's programs. None stays.
+///
+/// How many instructions the verifier has walked through is told, where the kernel tells it (since 5.16).
+#[must_use]
+pub fn verify() -> Vec<(Program, Result<Option<u32>, LoadError>)> {
+    PROGRAMS
+        .into_iter()
+        // Each with maps of its own: a program that is refused takes no other along.
+        .map(|program| {
+            let verified = object().and_then(|mut ebpf| load(&mut ebpf, program.name));
+            (program, verified)
+        })
+        .collect()
+}
+
+/// The maps, and the programs before they are loaded.
+fn object() -> Result<Ebpf, LoadError> {
+    let globals = Globals::from_kernel();
+    let mut loader = EbpfLoader::new();
+    for map in UNUSED {
+        loader.map_max_entries(map, 1);
+    }
+    globals.apply(&mut loader);
+    loader
+        .load(OBJECT)
+        .map_err(|e| LoadError::Object(Box::new(e)))
+}
+
+fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<Option<u32>, LoadError> {
+    let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
+    let loaded = match program {
+        Loadable::SchedClassifier(program) => program.load(),
+        Loadable::SkSkb(program) => program.load(),
+        Loadable::SocketFilter(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    loaded
+        .and_then(|()| program.info())
+        .map(|info| info.verified_instruction_count())
+        .map_err(|e| failed(name, e))
+}
+
 impl DryRun {
     /// Creates the maps and loads the programs that can be run.
     pub fn load() -> Result<Self, LoadError> {
-        Self::with(&ETHERNET)
-    }
-
-    /// Loads every steering program once. None stays.
-    pub fn verify() -> Result<(), LoadError> {
-        Self::with(&[ETHERNET, BARE].concat()).map(drop)
-    }
-
-    fn with(programs: &[&'static str]) -> Result<Self, LoadError> {
-        let mut loader = EbpfLoader::new();
-        for map in UNUSED {
-            loader.map_max_entries(map, 1);
-        }
-        let mut ebpf = loader
-            .load(OBJECT)
-            .map_err(|e| LoadError::Object(Box::new(e)))?;
-        for &name in programs {
-            let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
-            <&mut SchedClassifier>::try_from(program)
-                .and_then(SchedClassifier::load)
-                .map_err(|e| failed(name, e))?;
+        let mut ebpf = object()?;
+        for name in ["steer_ingress_l2", "steer_egress_l2"] {
+            load(&mut ebpf, name)?;
         }
         Ok(Self { ebpf })
     }

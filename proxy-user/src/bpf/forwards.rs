@@ -10,7 +10,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::LoadError;
 use super::pins::Pins;
-use super::tables::{ReserveError, lock, reserve_error, take};
+use super::tables::{ReserveError, reserve_error, take};
+use crate::lock::lock;
 use crate::sys;
 
 const BPF_ANY: u64 = 0;
@@ -45,7 +46,7 @@ impl ForwardTable {
         })
     }
 
-    /// Takes a flow's word: its packets go nowhere from now on.
+    /// Ends a direction of a flow: its packets go nowhere from now on, and each is an event.
     pub fn end(&self, flow: u64, tuple: &Tuple) {
         self.update(flow, tuple, |entry| entry.seen |= SEEN_ENDED);
     }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use aya::maps::{Array, HashMap, MapData, MapError, SockHash};
 use aya::programs::{Program, ProgramError, SkSkb, SocketFilter};
@@ -16,6 +16,7 @@ use proxy_common::splice::{Gate, KernelOffsets, Splice};
 use thiserror::Error;
 
 use super::btf::{Btf, BtfError};
+use crate::lock::lock;
 use crate::sys::splice::attach_filter;
 
 const BPF_NOEXIST: u64 = 1;
@@ -240,10 +241,6 @@ fn take<M: TryFrom<aya::maps::Map, Error = MapError>>(
         map: name,
         source: Box::new(source),
     })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The system call's error, which says why a socket was not taken.

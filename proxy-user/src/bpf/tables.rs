@@ -1,7 +1,7 @@
 //! The flow table behind typed methods.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use aya::maps::{HashMap, MapData, MapError};
 use aya::{Ebpf, Pod};
@@ -9,6 +9,7 @@ use proxy_common::flow::{Connecting, STEER_IN, Translation, Tuple};
 use thiserror::Error;
 
 use super::LoadError;
+use crate::lock::lock;
 
 const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
@@ -107,10 +108,6 @@ pub(super) fn take<K: Pod, V: Pod>(
         map: name,
         source: Box::new(source),
     })
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) fn reserve_error(error: MapError) -> ReserveError {

@@ -48,10 +48,7 @@ fn end_flows(pins: &Pins) {
     };
     for (tuple, entry) in table.entries() {
         table.end(entry.flow, &tuple);
-        let (peer, us) = (tuple.source(), tuple.destination());
-        if let Err(e) = resets.send(us, peer, entry.acked, entry.next_seq) {
-            tracing::debug!("RST to {peer}: {e}");
-        }
+        resets.answer(&tuple, &entry);
     }
 }
 

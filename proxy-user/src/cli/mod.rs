@@ -39,7 +39,15 @@ pub enum Command {
     /// next start with the same --instance adopts them; this ends them.
     Cleanup(cleanup::CleanupArgs),
     /// Show what this kernel offers, engine by engine, and what is missing.
-    Probe,
+    Probe(ProbeArgs),
+}
+
+/// Arguments of `limpid probe`.
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    /// Print JSON: an object with what was found of features, programs and engines.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Which limpid of this host is meant.

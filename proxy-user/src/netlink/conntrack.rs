@@ -6,7 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple,
@@ -18,6 +18,8 @@ use rtnetlink::packet_core::{
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr as NetlinkAddr};
 use thiserror::Error;
+
+use crate::lock::lock;
 
 /// There where the kernel has conntrack.
 const SIGN: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
@@ -68,7 +70,7 @@ impl Conntrack {
     /// It does not wait: the kernel answers a request before the call that sends it returns
     /// (`netlink_unicast_kernel`).
     pub fn forget(&self, from: SocketAddr, to: SocketAddr) -> Result<bool, ConntrackError> {
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut socket = lock(&self.socket);
         let socket = match &mut *socket {
             Some(socket) => socket,
             None if !Path::new(SIGN).exists() => return Ok(false),

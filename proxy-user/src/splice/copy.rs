@@ -7,7 +7,6 @@
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use super::end::{Broken, End, Side};
@@ -17,7 +16,7 @@ use super::supervise::{Direction, supervise};
 use super::{EngineKind, Flow, bound_receive_buffer};
 
 /// Copies until the flow ends.
-pub(super) async fn run(flow: Flow<'_>, early: Bytes) -> End {
+pub(super) async fn run(flow: Flow<'_>) -> End {
     for socket in [&flow.downstream, &flow.upstream] {
         if let Err(error) = bound_receive_buffer(socket) {
             tracing::debug!("receive buffer left to the kernel: {error}");
@@ -26,18 +25,8 @@ pub(super) async fn run(flow: Flow<'_>, early: Bytes) -> End {
     let progress = flow.progress;
     progress.carried_by(EngineKind::Copy);
     progress.enter(State::Open);
-    let mut up = Copy(Pump::new(
-        Side::Downstream,
-        Source::Socket,
-        progress.up(),
-        early,
-    ));
-    let mut down = Copy(Pump::new(
-        Side::Upstream,
-        Source::Socket,
-        progress.down(),
-        Bytes::new(),
-    ));
+    let mut up = Copy(Pump::new(Side::Downstream, Source::Socket, progress.up()));
+    let mut down = Copy(Pump::new(Side::Upstream, Source::Socket, progress.down()));
     let end = supervise(&flow, &mut up, &mut down).await;
     flow.close(end)
 }

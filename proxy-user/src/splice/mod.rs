@@ -14,7 +14,6 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::Bytes;
 use nix::sys::socket::{setsockopt, sockopt};
 use proxy_common::splice::RECEIVE_BUFFER;
 use proxy_core::address::Client;
@@ -116,12 +115,12 @@ pub async fn run(
     // Fails only on a socket that is reset already, which the engine will see.
     let _ = sys::repair::stay(&flow.downstream);
     let end = match engines.sockmap() {
-        Ok(sockmap) => sockmap::run(sockmap, flow, Bytes::new()).await,
+        Ok(sockmap) => sockmap::run(sockmap, flow).await,
         Err(fallback) => {
             if let Some(fallback) = fallback {
                 progress.fell_back(fallback);
             }
-            copy::run(flow, Bytes::new()).await
+            copy::run(flow).await
         }
     };
     progress.enter(State::Closed);

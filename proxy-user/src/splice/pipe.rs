@@ -2,10 +2,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
+
+use crate::lock::lock;
 
 /// What one call moves at most.
 pub(super) const CAPACITY: usize = 512 << 10;
@@ -25,7 +27,7 @@ pub(super) struct Pipe {
 impl Pipe {
     /// An empty pipe.
     pub(super) fn get() -> io::Result<Self> {
-        let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = lock(&IDLE).pop();
         if let Some(pipe) = idle {
             return Ok(pipe);
         }
@@ -41,7 +43,7 @@ impl Pipe {
 
     /// Keeps an empty pipe for later.
     pub(super) fn put(self) {
-        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = lock(&IDLE);
         if self.len == 0 && idle.len() < MOST_IDLE {
             idle.push(self);
         }

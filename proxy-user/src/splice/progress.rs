@@ -1,13 +1,14 @@
 //! What is known of a flow while it runs.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use proxy_common::flow::Tuple;
 
 use super::{EngineKind, Fallback};
 use crate::bpf::forwards::ForwardTable;
 use crate::bpf::sockmap::Sockmap;
+use crate::lock::lock;
 
 /// Shared between a flow's task and whoever wants to know.
 #[derive(Debug, Default)]
@@ -202,6 +203,6 @@ impl Carried {
     }
 
     fn kernel(&self) -> MutexGuard<'_, Option<Kernel>> {
-        self.kernel.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kernel)
     }
 }

@@ -67,18 +67,13 @@ enum Carry {
 }
 
 impl<'a> Pump<'a> {
-    /// A pump from `side` to the other one that sends `early` first.
-    pub(super) fn new(side: Side, source: Source, carried: &'a Carried, early: Bytes) -> Self {
-        let carry = if early.is_empty() {
-            Carry::Nothing
-        } else {
-            Carry::Bytes(early)
-        };
+    /// A pump from `side` to the other one.
+    pub(super) fn new(side: Side, source: Source, carried: &'a Carried) -> Self {
         Self {
             side,
             source,
             carried,
-            carry,
+            carry: Carry::Nothing,
             splices: source == Source::Socket,
             full_reads: 0,
             total: 0,
@@ -96,7 +91,7 @@ impl<'a> Pump<'a> {
         self.last_activity
     }
 
-    /// Bytes sent, early ones included.
+    /// Bytes sent.
     pub(super) fn total(&self) -> u64 {
         self.total
     }

@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use nix::sys::socket::{setsockopt, sockopt};
 use proxy_common::splice::{Gate, SEND_BUFFER, Splice};
 use socket2::SockRef;
@@ -44,13 +43,13 @@ const SOON: Duration = Duration::from_millis(1);
 const LATE: Duration = Duration::from_millis(100);
 
 /// Splices until the flow ends; copies where the kernel does not take its sockets.
-pub(super) async fn run(sockmap: &Arc<Sockmap>, flow: Flow<'_>, early: Bytes) -> End {
-    let (mut up, mut down) = match enter(sockmap, &flow, early.clone()) {
+pub(super) async fn run(sockmap: &Arc<Sockmap>, flow: Flow<'_>) -> End {
+    let (mut up, mut down) = match enter(sockmap, &flow) {
         Ok(directions) => directions,
         Err(error) => {
             tracing::debug!("not spliced: {error}");
             flow.progress.fell_back(Fallback::of_insertion(&error));
-            return copy::run(flow, early).await;
+            return copy::run(flow).await;
         }
     };
     flow.progress.carried_by(EngineKind::Sockmap);
@@ -63,11 +62,7 @@ pub(super) async fn run(sockmap: &Arc<Sockmap>, flow: Flow<'_>, early: Bytes) ->
 }
 
 /// Gives both sockets to the kernel.
-fn enter<'a>(
-    sockmap: &Arc<Sockmap>,
-    flow: &Flow<'a>,
-    early: Bytes,
-) -> io::Result<(Spliced<'a>, Spliced<'a>)> {
+fn enter<'a>(sockmap: &Arc<Sockmap>, flow: &Flow<'a>) -> io::Result<(Spliced<'a>, Spliced<'a>)> {
     let downstream = Endpoint::prepare(&flow.downstream)?;
     let upstream = Endpoint::prepare(&flow.upstream)?;
     let (down_cookie, up_cookie) = (downstream.cookie, upstream.cookie);
@@ -78,24 +73,11 @@ fn enter<'a>(
         .try_for_each(|endpoint| sockmap.insert_target(endpoint.cookie, endpoint.socket))
         .and_then(|()| {
             let progress = flow.progress;
-            let early_len = early.len() as u64;
-            let up = Pump::new(Side::Downstream, Source::Passed, progress.up(), early);
-            let down = Pump::new(
-                Side::Upstream,
-                Source::Passed,
-                progress.down(),
-                Bytes::new(),
-            );
+            let up = Pump::new(Side::Downstream, Source::Passed, progress.up());
+            let down = Pump::new(Side::Upstream, Source::Passed, progress.down());
             Ok((
-                Spliced::new(
-                    sockmap,
-                    &downstream,
-                    &upstream,
-                    up,
-                    progress.up(),
-                    early_len,
-                )?,
-                Spliced::new(sockmap, &upstream, &downstream, down, progress.down(), 0)?,
+                Spliced::new(sockmap, &downstream, &upstream, up, progress.up())?,
+                Spliced::new(sockmap, &upstream, &downstream, down, progress.down())?,
             ))
         })
         .and_then(|(mut up, mut down)| {
@@ -196,8 +178,6 @@ struct Kernel {
     gate: u32,
     /// [`Endpoint::given`] of the target at the start.
     given: u64,
-    /// Bytes that the pump sends and that were not passed by the program.
-    early: u64,
     /// Userspace has, or has sent, what the program does not know to be sent.
     closed: bool,
     /// What was redirected before the gate closed has reached the target's TCP.
@@ -213,15 +193,9 @@ impl<'a> Spliced<'a> {
         target: &Endpoint<'_>,
         pump: Pump<'a>,
         carried: &'a Carried,
-        early: u64,
     ) -> io::Result<Self> {
-        let gate = if early == 0 {
-            Gate::default()
-        } else {
-            Gate::CLOSED
-        };
         let gate =
-            sockmap.insert_splice(source.cookie, target.cookie, target.given + early, gate)?;
+            sockmap.insert_splice(source.cookie, target.cookie, target.given, Gate::default())?;
         carried.attach(Arc::clone(sockmap), source.cookie);
         let kernel = Kernel {
             sockmap: Arc::clone(sockmap),
@@ -229,8 +203,7 @@ impl<'a> Spliced<'a> {
             side: pump.side(),
             gate,
             given: target.given,
-            early,
-            closed: early != 0,
+            closed: false,
             handed_over: false,
             timer: None,
             wait: SOON,
@@ -334,10 +307,9 @@ impl Kernel {
         to: &TcpStream,
         sent: u64,
     ) -> Poll<Result<(), Broken>> {
-        let consumed = sent - self.early;
-        while self.closed && self.splice()?.passed == consumed {
+        while self.closed && self.splice()?.passed == sent {
             if tcp::send_queue(to).map_err(|error| self.target_broke(error))? <= ROOM {
-                let open = Gate { consumed };
+                let open = Gate { consumed: sent };
                 self.sockmap
                     .set_gate(self.gate, open)
                     .map_err(|error| self.broke(error))?;
@@ -366,7 +338,7 @@ impl Kernel {
         let received = counters.received.saturating_sub(read + 1);
         let given = given_at_least(to).map_err(|error| self.target_broke(error))?;
         let delivered = splice.redirected + splice.passed >= received
-            && splice.passed == sent - self.early
+            && splice.passed == sent
             && given >= self.given + splice.redirected + sent;
         if !delivered {
             kick(from).map_err(|error| self.broke(error))?;

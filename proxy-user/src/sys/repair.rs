@@ -13,7 +13,6 @@ use linux_raw_sys::net::{
     TCPI_OPT_USEC_TS, TCPI_OPT_WSCALE,
 };
 use socket2::{Domain, SockRef, Socket, Type};
-use tokio::net::TcpStream;
 
 use super::splice::{check, info, receive_queue, set_int};
 
@@ -71,18 +70,6 @@ fn read_position(socket: &impl AsFd) -> io::Result<(u32, u32)> {
         }
         end = now;
     }
-}
-
-/// Closes a connection without telling the peer: no FIN, no RST, whatever is queued. A segment that
-/// arrives later finds no socket.
-///
-/// If repair mode cannot be entered, for want of `CAP_NET_ADMIN`, the peer is told after all.
-pub fn close_silently(stream: TcpStream) -> io::Result<()> {
-    // `__tcp_close` looks at it before anything else: "if (unlikely(tcp_sk(sk)->repair))
-    // sk->sk_prot->disconnect(sk, 0)", which sends nothing.
-    let entered = enter(&stream);
-    drop(stream);
-    entered
 }
 
 /// The timestamp that the connection would send now, in ms (RFC 7323, 3.2).
@@ -189,8 +176,11 @@ fn in_repair_mode<T>(socket: &impl AsFd, read: impl FnOnce() -> io::Result<T>) -
     result
 }
 
-/// Enters repair mode, for longer than a call: from now on the socket, closed by whom or what ever, says
-/// nothing to the peer.
+/// Enters repair mode, for longer than a call: whoever closes the socket from now on, the peer is not
+/// told, whatever is queued, and a segment that arrives later finds no socket.
+///
+/// `__tcp_close` looks at it before anything else: "if (unlikely(tcp_sk(sk)->repair))
+/// sk->sk_prot->disconnect(sk, 0)", which sends nothing.
 pub fn enter(socket: &impl AsFd) -> io::Result<()> {
     let on = TCP_REPAIR_ON as libc::c_int;
     set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, on)

@@ -6,9 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use limpid_tests::net::{Family, Host};
 use limpid_tests::suite::Suite;
-use proxy_user::sys::repair::{
-    acknowledge, close_silently, negotiated, positions, stay, timestamp,
-};
+use proxy_user::sys::repair::{acknowledge, enter, negotiated, positions, stay, timestamp};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{sleep, timeout};
@@ -150,7 +148,8 @@ async fn closing_silently() -> Result<()> {
         client.write_all(unread).await?;
         sleep(QUIET).await;
         let sent = segments_sent(&host)?;
-        close_silently(server)?;
+        enter(&server)?;
+        drop(server);
         let told = timeout(QUIET, client.read(&mut [0; 1])).await;
         ensure!(told.is_err(), "the peer was told: {told:?}");
         ensure!(segments_sent(&host)? == sent, "something was sent");

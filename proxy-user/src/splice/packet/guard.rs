@@ -62,11 +62,8 @@ pub(super) async fn run(
             let _ = repair::leave(socket);
         }
     };
-    for socket in [flow.downstream, flow.upstream] {
-        if let Err(e) = repair::close_silently(socket) {
-            tracing::debug!("closing a socket of flow {number}: {e}");
-        }
-    }
+    // Both are in repair mode: they are closed without a word.
+    drop(flow);
     (end, record)
 }
 

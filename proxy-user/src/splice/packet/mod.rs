@@ -149,7 +149,6 @@ async fn switch(
     let (Some(to_client), Some(to_backend)) = (to_client, to_backend) else {
         return Err(Fallback::NotAttached);
     };
-    let number = sys::socket_cookie(up).map_err(failed)?;
     let record = Record {
         accepted_ns: flow.accepted_ns,
         early_bytes: flow.progress.bytes_up(),
@@ -168,6 +167,7 @@ async fn switch(
         upstream: leg(up, to_client, |_| Ok(engine.wire_clock))?,
     };
     legs.may_be_joined(addresses.peer.is_ipv4())?;
+    let number = legs.upstream.cookie;
     let (downstream, upstream) = legs.entries(number, &record);
     match engine.table.enter(record, downstream, upstream) {
         Ok(()) => Ok((number, record)),

@@ -13,6 +13,7 @@ mod icmp;
 mod passing;
 mod random;
 mod spliced;
+mod verifier;
 
 use std::sync::LazyLock;
 
@@ -30,6 +31,7 @@ pub(crate) fn add_to(suite: &mut Suite) {
     icmp::add_to(suite);
     egress::add_to(suite);
     random::add_to(suite);
+    verifier::add_to(suite);
 }
 
 /// Adds a test for each version of IP.
@@ -45,7 +47,7 @@ fn for_each_family(suite: &mut Suite, name: &str, test: fn(Family) -> Result<()>
 /// Root in a container may be nobody to the kernel. Whatever else it says is for the tests to fail of.
 fn forbidden() -> Option<String> {
     static FORBIDDEN: LazyLock<Option<String>> = LazyLock::new(|| {
-        let error = Error::from(DryRun::verify().err()?);
+        let error = Error::from(DryRun::load().err()?);
         let forbidden = error.chain().any(|cause| {
             let cause: Option<&std::io::Error> = cause.downcast_ref();
             cause.and_then(std::io::Error::raw_os_error) == Some(libc::EPERM)

@@ -32,6 +32,17 @@ pub struct Impairment {
 }
 
 impl Impairment {
+    /// Some loss, and nothing else.
+    pub const LOSSY: Self = Self {
+        seed: 6,
+        loss: 0.01,
+        duplicate: 0.0,
+        reorder: 0.0,
+        overlap: 0.0,
+        delay: Duration::from_micros(500),
+        mss: None,
+    };
+
     /// How late a reordered frame comes: some segments at any load, and below every timeout.
     const LATE: Duration = Duration::from_millis(3);
 

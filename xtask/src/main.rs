@@ -118,7 +118,7 @@ enum Xtask {
     /// With --kernel, what asks something of a kernel (the integration tests, and those of
     /// proxy-user named "kernel") is run on others, booted under QEMU. QEMU and kernels are Debian's,
     /// unpacked to target/kernels and not installed. Where KVM does not work, a processor is emulated:
-    /// tests are then given more time and less to move. Several kernels run side by side.
+    /// tests are then given more time and less to move.
     Test {
         /// Run only tests whose name contains one of these
         filters: Vec<String>,

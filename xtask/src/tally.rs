@@ -46,6 +46,11 @@ impl Tally {
     pub(crate) fn any(&self) -> bool {
         self.passed + self.failed + self.ignored > 0
     }
+
+    /// Whether one has failed.
+    pub(crate) fn any_failed(&self) -> bool {
+        self.failed > 0
+    }
 }
 
 impl fmt::Display for Tally {

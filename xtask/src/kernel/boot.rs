@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::emulator::{Accelerator, Emulator, Files};
 use super::package::Kernel;
@@ -46,7 +46,8 @@ impl Machine {
         };
         if let Err(error) = try_kvm(&machine, kernel) {
             machine.accelerator = Accelerator::Emulation;
-            let reason = error.root_cause();
+            let error = format!("{error:#}");
+            let reason = error.lines().next().unwrap_or_default();
             eprintln!("    emulating a processor, for KVM is of no use here: {reason}");
         }
         Ok(machine)
@@ -93,9 +94,9 @@ impl Machine {
                 &mut line,
             )
             .and_then(|()| exit_code(&files.status));
-        end.with_context(|| {
-            format!(
-                "kernel {} did not get to its end\n{}{}",
+        end.map_err(|reason| {
+            anyhow!(
+                "kernel {} failed: {reason:#}\n{}{}",
                 kernel.name,
                 fs::read_to_string(&errors).unwrap_or_default(),
                 tail(&files.console)
@@ -190,7 +191,7 @@ impl Drop for Guest {
 fn exit_code(status: &PathBuf) -> Result<i32> {
     let said = fs::read_to_string(status)?;
     let code = said.lines().find_map(|line| line.strip_prefix("ended "));
-    code.context("it ended before its job did")?
+    code.context("it went down before its job was done")?
         .parse()
         .context("an exit code")
 }

@@ -20,7 +20,7 @@ pub(super) struct TestProgram {
     pub(super) path: PathBuf,
 }
 
-/// Builds the test programs that ask something of a kernel.
+/// Builds the test programs that ask something of a kernel, ordered by name.
 pub(super) fn build() -> Result<Vec<TestProgram>> {
     step::step("compiling the tests", || {
         let child = workspace::cargo()
@@ -36,10 +36,13 @@ pub(super) fn build() -> Result<Vec<TestProgram>> {
             .context("could not start cargo")?;
         let built = child.wait_with_output()?;
         anyhow::ensure!(built.status.success(), "the tests do not compile");
-        String::from_utf8_lossy(&built.stdout)
+        let mut programs = String::from_utf8_lossy(&built.stdout)
             .lines()
             .filter_map(|line| test_program(line).transpose())
-            .collect()
+            .collect::<Result<Vec<_>>>()?;
+        // cargo names them as they get ready.
+        programs.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(programs)
     })
 }
 

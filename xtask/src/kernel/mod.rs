@@ -16,10 +16,10 @@ mod probe;
 mod tests;
 mod watch;
 
+use std::env;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
-use std::{env, thread};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -92,28 +92,6 @@ pub(crate) fn boot(kernels: &Kernels, command: &[String]) -> Result<()> {
     }
     ensure!(failed.is_empty(), "{}", failed.join(", "));
     Ok(())
-}
-
-/// Does `work` for each kernel, on several at once where there are processors for it. Results are in
-/// the kernels' order.
-fn side_by_side<T: Send>(kernels: &[Kernel], work: impl Fn(&Kernel) -> T + Sync) -> Vec<T> {
-    let at_once = thread::available_parallelism().map_or(1, usize::from);
-    let mut results = Vec::new();
-    for group in kernels.chunks(at_once) {
-        thread::scope(|scope| {
-            let running: Vec<_> = group
-                .iter()
-                .map(|kernel| scope.spawn(|| work(kernel)))
-                .collect();
-            for thread in running {
-                match thread.join() {
-                    Ok(result) => results.push(result),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-        });
-    }
-    results
 }
 
 /// Everything that is downloaded or made for them.

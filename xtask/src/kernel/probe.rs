@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::boot::Machine;
-use super::{BOOT, Kernels, Patience, executables, quoted, side_by_side};
+use super::{BOOT, Kernels, Patience, executables, quoted};
 use crate::daemon::{self, Profile};
 
 /// It takes two seconds.
@@ -27,8 +27,8 @@ pub(crate) fn probe(kernels: &Kernels, arguments: &[OsString]) -> Result<()> {
         job.push(' ');
         job += &quoted(argument);
     }
-    for said in side_by_side(&kernels, |kernel| machine.output(kernel, &job, PATIENCE)) {
-        println!("{}", said?);
+    for kernel in &kernels {
+        println!("{}", machine.output(kernel, &job, PATIENCE)?);
     }
     Ok(())
 }

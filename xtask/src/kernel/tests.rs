@@ -10,8 +10,9 @@ use anyhow::{Context as _, Result, ensure};
 use super::boot::Machine;
 use super::emulator::Accelerator;
 use super::executables::{self, TestProgram};
-use super::{BOOT, Kernels, Patience, quoted, side_by_side};
+use super::{BOOT, Kernels, Patience, quoted};
 use crate::daemon::{self, Profile};
+use crate::step::step;
 use crate::tally::Tally;
 use crate::{programs, workspace};
 
@@ -25,7 +26,8 @@ pub(super) const PATIENCE: Patience = Patience {
 /// Multiplies the tests' time limits and divides their sizes.
 const SCALE: &str = "LIMPID_TEST_SCALE";
 
-/// Its value where a processor is emulated: there the tests take about five times as long.
+/// Its value where a processor is emulated: the tests take twice as long there, and more where other
+/// work is being done.
 const EMULATED: &str = "4";
 
 /// Runs the integration tests and those of `proxy-user --test kernel` on each kernel: those whose
@@ -43,29 +45,36 @@ pub(crate) fn test(kernels: &Kernels, filters: &[String], harness: &[OsString]) 
     }
     let job = job(&limpid, &scale(&machine), &tests, filters, harness);
 
-    let results = side_by_side(&kernels, |kernel| {
-        let mut tally = Tally::default();
-        let code = machine.run(kernel, &job, PATIENCE, |line| {
-            println!("[{}] {line}", kernel.name);
-            tally.read(line);
-        });
-        (code, tally)
-    });
-
+    let mut summary = String::new();
     let mut clean = true;
-    for (kernel, (code, tally)) in kernels.iter().zip(&results) {
-        println!("\nkernel {}:\n{tally}", kernel.name);
+    let mut any = false;
+    for kernel in &kernels {
+        let mut tally = Tally::default();
+        let code = step(&format!("tests on kernel {}", kernel.name), || {
+            machine.run(kernel, &job, PATIENCE, |line| {
+                println!("{line}");
+                tally.read(line);
+            })
+        });
+        summary += &format!("\nkernel {}\n{tally}\n", kernel.name);
         match code {
             Ok(0) => {}
-            Ok(_) => clean = false,
+            Ok(_) => {
+                clean = false;
+                if !tally.any_failed() {
+                    summary += "a test program did not get to its end\n";
+                }
+            }
             Err(error) => {
                 clean = false;
-                println!("{error:#}");
+                summary += &format!("{error:#}\n");
             }
         }
+        any |= tally.any();
     }
+
+    println!("{summary}");
     ensure!(clean, "a test failed, or could not be run (see above)");
-    let any = results.iter().any(|(_, tally)| tally.any());
     ensure!(any, "no test matches {}", filters.join(" "));
     Ok(())
 }
@@ -100,7 +109,7 @@ fn job(
     );
     for filter in rounds {
         for test in tests {
-            job += &format!("echo; echo {}\n", quoted(OsStr::new(&test.name)));
+            job += &format!("echo {}\n", quoted(OsStr::new(&test.name)));
             job += &quoted(test.path.as_os_str());
             let filter = filter.iter().map(OsStr::new);
             for argument in filter.chain(harness.iter().map(OsString::as_os_str)) {

@@ -14,7 +14,7 @@ fail() {
     poweroff -f
 }
 
-mkdir /proc /sys /dev /host /changes /root
+mkdir -p /proc /sys /dev /host /changes /root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev

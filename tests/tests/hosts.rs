@@ -53,6 +53,16 @@ fn main() -> ExitCode {
         suite.test(format!("mounts_its_bpffs_{family}"), &[], move |lab| {
             mounts_its_bpffs(lab, family)
         });
+        for (engine, instead) in [
+            (Engine::Packet, None),
+            (Engine::Sockmap, Some((Engine::Copy, "no-btf"))),
+        ] {
+            suite.test(
+                format!("no_btf_{engine}_{family}"),
+                &[Need::File("/sys/kernel/btf/vmlinux")],
+                move |lab| no_btf(lab, family, engine, instead),
+            );
+        }
     }
     suite.run()
 }
@@ -165,4 +175,33 @@ async fn works_and_changes_nothing(
     }
     scene.records_of(2, engine).await?;
     ensure_unchanged(&before, &HostState::configuration(&scene.net.proxy)?)
+}
+
+/// A kernel that tells nothing of its structures. What needs no more than the stable interface does not
+/// mind; for the engine that reads structures there is another, `instead`, with the reason.
+async fn no_btf(
+    lab: Lab,
+    family: Family,
+    engine: Engine,
+    instead: Option<(Engine, &str)>,
+) -> Result<()> {
+    const HIDDEN: &str = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"";
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
+        let hidden = ["unshare", "--mount", "sh", "-c", HIDDEN];
+        options.engine(engine).under(&hidden)
+    })
+    .await?;
+    let mut pair = scene.open().await?;
+    let carrier = instead.map_or(engine, |(other, _)| other);
+    scene.wait_for_engine(carrier).await?;
+    let (up, down) = (Flow::new(300_000, 1), Flow::new(300_000, 2));
+    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
+    drop(pair);
+    let Some((_, reason)) = instead else {
+        return scene.record_of(engine).await.map(drop);
+    };
+    let record = scene.record().await?;
+    ensure!(record.get("engine")? == carrier.name(), "{record:?}");
+    ensure!(record.get("fallback")? == reason, "{record:?}");
+    Ok(())
 }

@@ -27,6 +27,7 @@ use clap::{Parser, Subcommand};
 
 use crate::daemon::Profile;
 use crate::kernel::Kernels;
+use crate::test::Selection;
 
 /// Builds, tests and shows limpid.
 ///
@@ -120,15 +121,15 @@ enum Xtask {
     /// unpacked to target/kernels and not installed. Where KVM does not work, a processor is emulated:
     /// tests are then given more time and less to move.
     Test {
-        /// Run only tests whose name contains one of these
-        filters: Vec<String>,
-
-        /// Options of the test harness, such as --nocapture
-        #[arg(last = true)]
-        harness: Vec<OsString>,
+        #[command(flatten)]
+        selection: Selection,
 
         #[command(flatten)]
         kernels: Kernels,
+
+        /// Run them on the running kernel as well as on those named, and write docs/kernels.md
+        #[arg(long, requires = "series", conflicts_with_all = ["filters", "files"])]
+        docs: bool,
     },
 
     /// Show what `limpid probe` finds on other kernels
@@ -198,14 +199,14 @@ fn execute(command: Xtask) -> Result<()> {
         }
         Xtask::Bench { arguments } => bench::bench(&arguments),
         Xtask::Test {
-            filters,
-            harness,
+            selection,
             kernels,
+            docs,
         } => {
             if kernels.is_empty() {
-                test::test(&filters, &harness)
+                test::test(&selection)
             } else {
-                kernel::test(&kernels, &filters, &harness)
+                kernel::test(&kernels, &selection, docs)
             }
         }
         Xtask::Probe { kernels, arguments } => kernel::probe(&kernels, &arguments),

@@ -1,8 +1,9 @@
 //! Running commands, and saying what takes long and how long it took.
 
+use std::io::{BufRead as _, BufReader};
 use std::iter;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,20 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         .output()
         .with_context(|| format!("could not start {}", shown(command)))?;
     text(command, &output)
+}
+
+/// Runs a command and passes its stdout on, line by line.
+pub(crate) fn lines(command: &mut Command, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("could not start {}", shown(command)))?;
+    let stdout = child.stdout.take().context("stdout was asked for")?;
+    for read in BufReader::new(stdout).split(b'\n') {
+        let read = read.with_context(|| format!("could not read what {} says", shown(command)))?;
+        line(&String::from_utf8_lossy(&read));
+    }
+    Ok(child.wait()?)
 }
 
 /// Like [`output`], but gives up after `limit`: for commands that wait for a network that may

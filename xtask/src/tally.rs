@@ -5,13 +5,20 @@ use std::fmt;
 /// The results of any number of test binaries.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    passed: u32,
-    failed: u32,
-    ignored: u32,
-    /// What was said about each ignored test: its name and, where given, the reason.
-    ignored_tests: Vec<String>,
+    pub(crate) passed: u32,
+    pub(crate) failed: u32,
+    pub(crate) ignored: u32,
+    pub(crate) ignored_tests: Vec<Ignored>,
     /// The names of those that failed.
-    failed_tests: Vec<String>,
+    pub(crate) failed_tests: Vec<String>,
+}
+
+/// A test that was not run.
+#[derive(Debug)]
+pub(crate) struct Ignored {
+    pub(crate) name: String,
+    /// Empty where none was given.
+    pub(crate) reason: String,
 }
 
 impl Tally {
@@ -35,7 +42,10 @@ impl Tally {
         {
             let name = name.trim_end();
             if let Some(reason) = result.strip_prefix("ignored") {
-                self.ignored_tests.push(format!("{name}{reason}"));
+                self.ignored_tests.push(Ignored {
+                    name: name.to_owned(),
+                    reason: told(reason).to_owned(),
+                });
             } else if result.starts_with("FAILED") {
                 self.failed_tests.push(name.to_owned());
             }
@@ -53,10 +63,17 @@ impl Tally {
     }
 }
 
+/// Rust's own harness says `, reason`; libtest-mimic, ` (reason)`.
+fn told(reason: &str) -> &str {
+    let bare = reason.strip_prefix(", ");
+    let bracketed = || reason.strip_prefix(" (")?.strip_suffix(')');
+    bare.or_else(bracketed).unwrap_or(reason)
+}
+
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for test in &self.ignored_tests {
-            writeln!(f, "ignored: {test}")?;
+            writeln!(f, "ignored: {}, {}", test.name, test.reason)?;
         }
         for test in &self.failed_tests {
             writeln!(f, "failed: {test}")?;
@@ -81,8 +98,9 @@ mod tests {
             "running 3 tests",
             "test header::v1 ... ok",
             "test splice::sockmap ... ignored, needs root",
+            "test vlan   ... ignored (no VLAN devices)",
             "test survival::of_restart   ... FAILED",
-            "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.10s",
+            "test result: ok. 2 passed; 0 failed; 2 ignored; 0 measured; 4 filtered out; finished in 0.10s",
             "test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 2s",
         ] {
             tally.read(line);
@@ -90,8 +108,8 @@ mod tests {
         assert!(tally.any());
         assert_eq!(
             tally.to_string(),
-            "ignored: splice::sockmap, needs root\nfailed: survival::of_restart\n\
-             7 passed, 1 failed, 1 ignored"
+            "ignored: splice::sockmap, needs root\nignored: vlan, no VLAN devices\nfailed: survival::of_restart\n\
+             7 passed, 1 failed, 2 ignored"
         );
     }
 }

@@ -1,25 +1,40 @@
 //! `cargo xtask test`: the unit tests of every crate, then the integration tests.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
+use clap::Args;
 
 use crate::daemon::{self, Profile};
-use crate::step::step;
+use crate::step::{self, step};
 use crate::tally::Tally;
 use crate::{programs, workspace};
 
 /// The package of the integration tests.
 const INTEGRATION: &str = "limpid-tests";
 
-/// Runs the tests whose names contain one of `filters`, or all. `harness` are options for the test
-/// harness.
+/// Which tests a command is about.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Selection {
+    /// Run only tests whose name contains one of these
+    pub(crate) filters: Vec<String>,
+
+    /// Run only these test programs: a file of tests/tests by its name, or "kernel". May be given
+    /// several times
+    #[arg(long = "test", value_name = "PROGRAM")]
+    pub(crate) files: Vec<String>,
+
+    /// Options of the test harness, such as --nocapture
+    #[arg(last = true)]
+    pub(crate) harness: Vec<OsString>,
+}
+
+/// Runs the selected tests on the running kernel.
 ///
 /// Without root, or without one of the programs that the integration tests start, those that need
 /// it report that they were ignored, and why.
-pub(crate) fn test(filters: &[String], harness: &[OsString]) -> Result<()> {
+pub(crate) fn test(selection: &Selection) -> Result<()> {
     if let Err(error) = programs::install() {
         eprintln!("    going on without: {error:#}");
     }
@@ -27,62 +42,56 @@ pub(crate) fn test(filters: &[String], harness: &[OsString]) -> Result<()> {
 
     let mut tally = Tally::default();
     let mut clean = true;
-    // A harness may know no more than one filter at a time.
-    let rounds: Vec<&[String]> = if filters.is_empty() {
-        vec![&[]]
-    } else {
-        filters.chunks(1).collect()
-    };
-    for filter in rounds {
-        let named = filter
-            .iter()
-            .map(OsStr::new)
-            .chain(harness.iter().map(OsString::as_os_str));
-        let named: Vec<&OsStr> = named.collect();
-        clean &= step("unit tests", || {
-            let packages = ["--workspace", "--exclude", INTEGRATION];
-            run_counting(
-                workspace::cargo()
-                    .args(TEST)
-                    .args(packages)
-                    .arg("--")
-                    .args(&named),
-                &mut tally,
-            )
-        })?;
-        clean &= step("integration tests", || {
-            let package = ["--package", INTEGRATION];
-            run_counting(
-                workspace::cargo()
-                    .args(TEST)
-                    .args(package)
-                    .arg("--")
-                    .args(&named)
-                    .env("LIMPID_BIN", &limpid),
-                &mut tally,
-            )
-        })?;
+    for filter in selection.rounds() {
+        let named = filter.iter().map(OsStr::new);
+        let named: Vec<&OsStr> = named
+            .chain(selection.harness.iter().map(OsString::as_os_str))
+            .collect();
+        let mut run = |what, packages: &[&str]| {
+            let mut cargo = workspace::cargo();
+            cargo
+                .args(["test", "--no-fail-fast"])
+                .args(packages)
+                .args(selection.files.iter().flat_map(|file| ["--test", file]))
+                .arg("--")
+                .args(&named)
+                .env("LIMPID_BIN", &limpid);
+            step(what, || run_counting(&mut cargo, &mut tally))
+        };
+        if selection.files.is_empty() {
+            clean &= run("unit tests", &["--workspace", "--exclude", INTEGRATION])?;
+            clean &= run("integration tests", &["--package", INTEGRATION])?;
+        } else {
+            let packages = ["--package", INTEGRATION, "--package", "proxy-user"];
+            clean &= run("tests", &packages)?;
+        }
     }
 
     println!("\n{tally}");
     ensure!(clean, "a test failed, or could not be compiled (see above)");
-    ensure!(tally.any(), "no test matches {}", filters.join(" "));
+    ensure!(
+        tally.any(),
+        "no test matches {}",
+        selection.filters.join(" ")
+    );
     Ok(())
 }
 
-const TEST: [&str; 2] = ["test", "--no-fail-fast"];
+impl Selection {
+    /// A harness may know no more than one filter at a time.
+    pub(crate) fn rounds(&self) -> Vec<&[String]> {
+        match &self.filters[..] {
+            [] => vec![&[]],
+            some => some.chunks(1).collect(),
+        }
+    }
+}
 
 /// Runs `cargo test`, showing what it says and adding its results up. False if a test failed.
 fn run_counting(command: &mut Command, tally: &mut Tally) -> Result<bool> {
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("could not start cargo")?;
-    let stdout = child.stdout.take().context("stdout was asked for")?;
-    for line in BufReader::new(stdout).lines() {
-        let line = line.context("could not read what the tests say")?;
+    let status = step::lines(command, |line| {
         println!("{line}");
-        tally.read(&line);
-    }
-    Ok(child.wait()?.success())
+        tally.read(line);
+    })?;
+    Ok(status.success())
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
 use super::folder;
@@ -20,8 +20,26 @@ pub(super) struct TestProgram {
     pub(super) path: PathBuf,
 }
 
-/// Builds the test programs that ask something of a kernel, ordered by name.
-pub(super) fn build() -> Result<Vec<TestProgram>> {
+/// Builds the test programs that ask something of a kernel, or those of them that are `wanted`, without
+/// their debug information; ordered by name.
+pub(super) fn build(wanted: &[String]) -> Result<Vec<TestProgram>> {
+    let mut programs = compile()?;
+    for name in wanted {
+        ensure!(
+            programs.iter().any(|program| program.name == *name),
+            "there is no test program {name}"
+        );
+    }
+    programs.retain(|program| wanted.is_empty() || wanted.contains(&program.name));
+    for program in &mut programs {
+        program.path = stripped(&program.path, &program.name)?;
+    }
+    // cargo names them as they get ready.
+    programs.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(programs)
+}
+
+fn compile() -> Result<Vec<TestProgram>> {
     step::step("compiling the tests", || {
         let child = workspace::cargo()
             .args([
@@ -35,14 +53,11 @@ pub(super) fn build() -> Result<Vec<TestProgram>> {
             .spawn()
             .context("could not start cargo")?;
         let built = child.wait_with_output()?;
-        anyhow::ensure!(built.status.success(), "the tests do not compile");
-        let mut programs = String::from_utf8_lossy(&built.stdout)
+        ensure!(built.status.success(), "the tests do not compile");
+        String::from_utf8_lossy(&built.stdout)
             .lines()
             .filter_map(|line| test_program(line).transpose())
-            .collect::<Result<Vec<_>>>()?;
-        // cargo names them as they get ready.
-        programs.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(programs)
+            .collect()
     })
 }
 

@@ -3,21 +3,24 @@
 //!
 //! In the order of a run: `package` finds the kernel (in Debian's `archive`), `modules` and
 //! `initramfs` make what it starts from, `emulator` and `boot` start and `watch` it, `guest/` is what
-//! it does. `executables`, `tests` and `probe` are limpid there.
+//! it does before and after its `job`. `executables`, `tests` and `probe` are limpid there, or (a
+//! `place` is either) on the running kernel; `docs` tells of it.
 
 mod archive;
 mod boot;
+mod docs;
 mod emulator;
 mod executables;
 mod initramfs;
+mod job;
 mod modules;
 mod package;
+mod place;
 mod probe;
 mod tests;
 mod watch;
 
 use std::env;
-use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -57,37 +60,35 @@ impl Kernels {
         self.series.is_empty() && self.image.is_none()
     }
 
-    /// Finds, or downloads, each of them.
-    fn provide(&self) -> Result<Vec<Kernel>> {
+    /// Finds, or downloads, each of them, and something to boot them.
+    fn provide(&self) -> Result<(Machine, Vec<Kernel>)> {
         ensure!(
             cfg!(target_arch = "x86_64"),
             "kernels are booted on x86-64 alone"
         );
         let image = self.image.clone().zip(self.modules.clone());
-        self.series
+        let kernels: Vec<Kernel> = self
+            .series
             .iter()
             .cloned()
             .map(Choice::Series)
             .chain(image.map(|(image, modules)| Choice::Image { image, modules }))
             .map(|choice| Kernel::provide(&choice))
-            .collect()
+            .collect::<Result<_>>()?;
+        let first = kernels.first().context("no kernel is named (--kernel)")?;
+        Ok((Machine::provide(first)?, kernels))
     }
 }
 
 /// `cargo xtask boot`: runs a command on each kernel, one after another, and shows what it says.
 pub(crate) fn boot(kernels: &Kernels, command: &[String]) -> Result<()> {
-    let kernels = kernels.provide()?;
-    let machine = Machine::provide(kernels.first().context("no kernel is named (--kernel)")?)?;
-    let job = format!(
-        "cd {}\n{}\n",
-        quoted(env::current_dir()?.as_os_str()),
-        command.join(" ")
-    );
+    let (machine, kernels) = kernels.provide()?;
+    let job = job::in_folder(&env::current_dir()?, &command.join(" "))?;
     let mut failed = Vec::new();
     for kernel in &kernels {
         let code = machine.run(kernel, &job, tests::PATIENCE, |line| println!("{line}"))?;
         if code != 0 {
-            failed.push(format!("{} ended with {code}", kernel.name));
+            failed.push(format!("{} ended with {code}", kernel.release));
         }
     }
     ensure!(failed.is_empty(), "{}", failed.join(", "));
@@ -97,20 +98,4 @@ pub(crate) fn boot(kernels: &Kernels, command: &[String]) -> Result<()> {
 /// Everything that is downloaded or made for them.
 fn folder() -> PathBuf {
     crate::workspace::kernels()
-}
-
-/// A word of a shell command that the shell leaves as it is.
-fn quoted(word: &OsStr) -> String {
-    format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"))
-}
-
-#[cfg(test)]
-mod quoting {
-    use super::*;
-
-    #[test]
-    fn a_quoted_word_is_one_word() {
-        assert_eq!(quoted(OsStr::new("a b")), "'a b'");
-        assert_eq!(quoted(OsStr::new("it's $HOME")), r"'it'\''s $HOME'");
-    }
 }

@@ -23,8 +23,8 @@ pub(super) enum Choice {
 /// A kernel that is ready to be booted.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    /// What to call it.
-    pub(super) name: String,
+    /// As `uname -r` says it there.
+    pub(super) release: String,
     pub(super) image: PathBuf,
     /// All its modules, as `/lib/modules/RELEASE` has them.
     pub(super) modules: PathBuf,
@@ -45,14 +45,14 @@ impl Kernel {
 fn given(image: &Path, modules: &Path) -> Result<Kernel> {
     let modules = fs::canonicalize(modules)
         .with_context(|| format!("there are no modules in {}", modules.display()))?;
-    let release = modules.file_name().unwrap_or_default().to_string_lossy();
+    let release = modules.file_name().unwrap_or_default();
     ensure!(
         modules.join("modules.dep").exists(),
         "{} is not a folder as depmod leaves it: /lib/modules/RELEASE of some kernel",
         modules.display()
     );
     Ok(Kernel {
-        name: release.into_owned(),
+        release: release.to_string_lossy().into_owned(),
         image: fs::canonicalize(image)
             .with_context(|| format!("there is no image {}", image.display()))?,
         modules,
@@ -83,9 +83,9 @@ fn debian(series: &str) -> Result<Kernel> {
         })?;
     }
     Ok(Kernel {
-        name: series.to_owned(),
         image: unpacked.join(format!("boot/vmlinuz-{release}")),
-        modules: unpacked.join("lib/modules").join(release),
+        modules: unpacked.join("lib/modules").join(&release),
+        release,
     })
 }
 

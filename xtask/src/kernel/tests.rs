@@ -1,19 +1,20 @@
 //! `cargo xtask test --kernel`: the tests that ask something of a kernel, asked of others.
 
 use std::env;
-use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
-use super::boot::Machine;
-use super::emulator::Accelerator;
-use super::executables::{self, TestProgram};
-use super::{BOOT, Kernels, Patience, quoted};
+use super::docs::{self, Tested};
+use super::job::Tests;
+use super::place::Place;
+use super::{BOOT, Kernels, Patience, executables, probe};
 use crate::daemon::{self, Profile};
 use crate::step::step;
 use crate::tally::Tally;
+use crate::test::Selection;
 use crate::{programs, workspace};
 
 /// A test ends itself after 90 s, of which an emulated machine is given several times as much.
@@ -24,123 +25,71 @@ pub(super) const PATIENCE: Patience = Patience {
 };
 
 /// Multiplies the tests' time limits and divides their sizes.
-const SCALE: &str = "LIMPID_TEST_SCALE";
+pub(super) const SCALE: &str = "LIMPID_TEST_SCALE";
 
-/// Its value where a processor is emulated: the tests take twice as long there, and more where other
-/// work is being done.
+/// Its value where a processor is emulated: the tests take two to three times as long there, and more
+/// where other work is being done.
 const EMULATED: &str = "4";
 
-/// Runs the integration tests and those of `proxy-user --test kernel` on each kernel: those whose
-/// names contain one of `filters`, or all. `harness` are options for the test harness.
-pub(crate) fn test(kernels: &Kernels, filters: &[String], harness: &[OsString]) -> Result<()> {
+/// Runs the selected tests, of the integration tests and of `proxy-user --test kernel`, on each kernel.
+///
+/// To `document` means to do so on the running kernel too, to ask `limpid probe` on each, and to write
+/// docs/kernels.md.
+pub(crate) fn test(kernels: &Kernels, selection: &Selection, document: bool) -> Result<()> {
     if let Err(error) = programs::install() {
         eprintln!("    going on without: {error:#}");
     }
-    let kernels = kernels.provide()?;
-    let machine = Machine::provide(kernels.first().context("no kernel is named")?)?;
+    let (machine, kernels) = kernels.provide()?;
     let limpid = executables::stripped(&daemon::build(Profile::Dev)?, "limpid")?;
-    let mut tests = executables::build()?;
-    for test in &mut tests {
-        test.path = executables::stripped(&test.path, &test.name)?;
-    }
-    let job = job(&limpid, &scale(&machine), &tests, filters, harness);
+    let tests = Tests {
+        limpid: &limpid,
+        programs: &executables::build(&selection.files)?,
+        selection,
+    };
 
     let mut summary = String::new();
     let mut clean = true;
     let mut any = false;
-    for kernel in &kernels {
+    let mut documented = Vec::new();
+    let guests = kernels.iter().map(|kernel| Place::Guest(&machine, kernel));
+    for place in document.then_some(Place::Here).into_iter().chain(guests) {
+        let kernel = place.name()?;
+        let report = match document {
+            true => Some(probe::report(place, &limpid)?),
+            false => None,
+        };
         let mut tally = Tally::default();
-        let code = step(&format!("tests on kernel {}", kernel.name), || {
-            machine.run(kernel, &job, PATIENCE, |line| {
+        let ended = step(&format!("tests on kernel {kernel}"), || {
+            let script = tests.script(workspace::root(), &scale(place))?;
+            place.run(&script, PATIENCE, |line| {
                 println!("{line}");
                 tally.read(line);
             })
         });
-        summary += &format!("\nkernel {}\n{tally}\n", kernel.name);
-        match code {
-            Ok(0) => {}
-            Ok(_) => {
-                clean = false;
-                if !tally.any_failed() {
-                    summary += "a test program did not get to its end\n";
-                }
-            }
-            Err(error) => {
-                clean = false;
-                summary += &format!("{error:#}\n");
-            }
-        }
+        let problem = match ended {
+            Ok(0) => None,
+            Ok(_) if tally.any_failed() => Some("tests failed".to_owned()),
+            Ok(_) => Some("a test program did not get to its end".to_owned()),
+            Err(error) => Some(format!("{error:#}")),
+        };
+        clean &= problem.is_none();
         any |= tally.any();
+        let problem = problem.unwrap_or_default();
+        writeln!(summary, "\nkernel {kernel}\n{tally}\n{problem}")?;
+        documented.extend(report.map(|report| Tested { report, tally }));
     }
 
     println!("{summary}");
+    if document {
+        docs::write(&documented)?;
+    }
     ensure!(clean, "a test failed, or could not be run (see above)");
-    ensure!(any, "no test matches {}", filters.join(" "));
+    ensure!(any, "no test matches {}", selection.filters.join(" "));
     Ok(())
 }
 
-/// How much slower than this machine the guests are, in terms of the tests.
-fn scale(machine: &Machine) -> OsString {
-    let default = match machine.accelerator() {
-        Accelerator::Kvm => "1",
-        Accelerator::Emulation => EMULATED,
-    };
+/// How much slower than this machine a place is, in terms of the tests.
+fn scale(place: Place<'_>) -> OsString {
+    let default = if place.is_emulated() { EMULATED } else { "1" };
     env::var_os(SCALE).unwrap_or_else(|| default.into())
-}
-
-/// What a guest does: each test program, once for each filter, for a harness may know no more than
-/// one at a time.
-fn job(
-    limpid: &Path,
-    scale: &OsStr,
-    tests: &[TestProgram],
-    filters: &[String],
-    harness: &[OsString],
-) -> String {
-    let rounds: Vec<&[String]> = match filters {
-        [] => vec![&[]],
-        some => some.chunks(1).collect(),
-    };
-    let mut job = format!(
-        "export LIMPID_BIN={} {SCALE}={}\ncd {}\nfailed=0\n",
-        quoted(limpid.as_os_str()),
-        quoted(scale),
-        quoted(workspace::root().as_os_str())
-    );
-    for filter in rounds {
-        for test in tests {
-            job += &format!("echo {}\n", quoted(OsStr::new(&test.name)));
-            job += &quoted(test.path.as_os_str());
-            let filter = filter.iter().map(OsStr::new);
-            for argument in filter.chain(harness.iter().map(OsString::as_os_str)) {
-                job.push(' ');
-                job += &quoted(argument);
-            }
-            job += " || failed=1\n";
-        }
-    }
-    job + "exit $failed\n"
-}
-
-#[cfg(test)]
-mod of_the_job {
-    use super::*;
-
-    #[test]
-    fn each_program_is_run_once_for_each_filter() {
-        let tests = [TestProgram {
-            name: "header".into(),
-            path: "/t/header".into(),
-        }];
-        let limpid = Path::new("/t/limpid");
-        let filters = ["v1".to_owned(), "v2".to_owned()];
-        let harness = [OsString::from("--nocapture")];
-        let job = job(limpid, OsStr::new("4"), &tests, &filters, &harness);
-        assert!(job.starts_with("export LIMPID_BIN='/t/limpid' LIMPID_TEST_SCALE='4'\n"));
-        for filter in filters {
-            let line = format!("'/t/header' '{filter}' '--nocapture' || failed=1\n");
-            assert!(job.contains(&line));
-        }
-        assert!(job.ends_with("exit $failed\n"));
-    }
 }

@@ -113,7 +113,7 @@ pub fn inherit(
 ) -> Result<Socket, InheritError> {
     let socket = Socket::from(socket);
     let here = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    if sys::network_namespace(&here)? != sys::network_namespace(&socket)? {
+    if !sys::share_network_namespace(&here, &socket)? {
         return Err(InheritError::Namespace);
     }
     let theirs = socket.local_addr()?.as_socket();

@@ -7,7 +7,7 @@ use crate::net::Host;
 /// Memory in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// The daemon's resident pages.
+    /// The daemon's resident pages, but for its code, which is read in as it is first run.
     pub daemon: u64,
     /// What the sockets of the host hold, by their own accounts (`ss -m`).
     pub sockets: u64,
@@ -35,7 +35,7 @@ impl Memory {
 fn resident(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let status = std::fs::read_to_string(&path).with_context(|| path)?;
-    kib(&status, "VmRSS:").context("no VmRSS")
+    kib(&status, "RssAnon:").context("no RssAnon")
 }
 
 /// Sums `skmem:(r…,rb…,t…,tb…,f…,w…,…)`: receive queue, send queue and forward allocation.

@@ -9,8 +9,8 @@ use limpid_tests::firewall;
 use limpid_tests::header::Version;
 use limpid_tests::host_state::{HostState, ensure_unchanged};
 use limpid_tests::net::{Family, LinkKind, Plan, Topology};
-use limpid_tests::programs::Engine;
-use limpid_tests::scene::{LISTEN, Scene};
+use limpid_tests::programs::{Engine, Limpid, Options};
+use limpid_tests::scene::{LISTEN, Scene, UPSTREAM};
 use limpid_tests::suite::{Lab, Need, Suite, scaled};
 use limpid_tests::transfer::{self, Flow};
 use tokio::time::timeout;
@@ -19,6 +19,17 @@ const IPTABLES: Need = Need::Program("/usr/sbin/iptables");
 
 /// Netfilter on bridges (`br_netfilter`), which Docker turns on.
 const BRIDGE_NETFILTER: Need = Need::File("/proc/sys/net/bridge/bridge-nf-call-iptables");
+
+const BTF: Need = Need::File("/sys/kernel/btf/vmlinux");
+
+/// Starts a program that does not see the kernel's BTF.
+const WITHOUT_BTF: [&str; 5] = [
+    "unshare",
+    "--mount",
+    "sh",
+    "-c",
+    "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"",
+];
 
 fn main() -> ExitCode {
     let mut suite = Suite::new();
@@ -53,17 +64,13 @@ fn main() -> ExitCode {
         suite.test(format!("mounts_its_bpffs_{family}"), &[], move |lab| {
             mounts_its_bpffs(lab, family)
         });
-        for (engine, instead) in [
-            (Engine::Packet, None),
-            (Engine::Sockmap, Some((Engine::Copy, "no-btf"))),
-        ] {
-            suite.test(
-                format!("no_btf_{engine}_{family}"),
-                &[Need::File("/sys/kernel/btf/vmlinux")],
-                move |lab| no_btf(lab, family, engine, instead),
-            );
-        }
+        suite.test(format!("no_btf_{family}"), &[BTF], move |lab| {
+            no_btf(lab, family)
+        });
     }
+    suite.test("no_btf_sockmap", &[BTF], |lab| async move {
+        no_btf_sockmap(&lab)
+    });
     suite.run()
 }
 
@@ -178,30 +185,34 @@ async fn works_and_changes_nothing(
 }
 
 /// A kernel that tells nothing of its structures. What needs no more than the stable interface does not
-/// mind; for the engine that reads structures there is another, `instead`, with the reason.
-async fn no_btf(
-    lab: Lab,
-    family: Family,
-    engine: Engine,
-    instead: Option<(Engine, &str)>,
-) -> Result<()> {
-    const HIDDEN: &str = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"";
+/// mind.
+async fn no_btf(lab: Lab, family: Family) -> Result<()> {
     let scene = Scene::with(&lab, family, &Plan::default(), |options| {
-        let hidden = ["unshare", "--mount", "sh", "-c", HIDDEN];
-        options.engine(engine).under(&hidden)
+        options.engine(Engine::Packet).under(&WITHOUT_BTF)
     })
     .await?;
     let mut pair = scene.open().await?;
-    let carrier = instead.map_or(engine, |(other, _)| other);
-    scene.wait_for_engine(carrier).await?;
+    scene.wait_for_engine(Engine::Packet).await?;
     let (up, down) = (Flow::new(300_000, 1), Flow::new(300_000, 2));
     transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
     drop(pair);
-    let Some((_, reason)) = instead else {
-        return scene.record_of(engine).await.map(drop);
-    };
-    let record = scene.record().await?;
-    ensure!(record.get("engine")? == carrier.name(), "{record:?}");
-    ensure!(record.get("fallback")? == reason, "{record:?}");
+    scene.record_of(Engine::Packet).await.map(drop)
+}
+
+/// The engine that reads structures is refused to who asks for it by name, and says what it lacks.
+fn no_btf_sockmap(lab: &Lab) -> Result<()> {
+    let net = Topology::standard()?;
+    let listen = net.proxy_addr(Family::V4, LISTEN);
+    let options = Options::new(listen, net.backend_addr(Family::V4, UPSTREAM));
+    let options = options.accept_proxy("0.0.0.0/0").engine(Engine::Sockmap);
+    let mut limpid = Limpid::spawn(&net.proxy, lab, &options.under(&WITHOUT_BTF))?;
+    let status = limpid.process().wait(scaled(Duration::from_secs(20)))?;
+    let log = limpid.log()?;
+    ensure!(
+        !status.success() && log.contains("--splice sockmap: "),
+        "{log}"
+    );
+    ensure!(log.contains("/sys/kernel/btf/vmlinux"), "{log}");
+    ensure!(limpid.pinned()?.is_empty(), "left: {:?}", limpid.pinned()?);
     Ok(())
 }

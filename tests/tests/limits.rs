@@ -67,7 +67,8 @@ fn main() -> ExitCode {
 /// A thousand clients at once, each seen as itself, each with its own bytes.
 async fn thousand_flows(lab: Lab, family: Family, engine: Engine) -> Result<()> {
     let scene = Scene::start(&lab, family, engine).await?;
-    let count = usize::try_from(shrunk(1000))?;
+    // No fewer on slow machines: what a table takes when it grows is shared by all.
+    let count = 1000;
     let (proxy, pid) = (&scene.net.proxy, scene.limpid.pid());
     let mut pairs = Vec::new();
     let mut measured = Vec::new();

@@ -2,6 +2,7 @@
 //! becomes of the next flow with the same addresses and ports.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -450,10 +451,17 @@ async fn same_tuple(lab: Lab, again: Again, family: Family) -> Result<()> {
     const TIMES: u64 = 20;
     const PORT: u16 = 7001;
     let scene = Scene::start(&lab, family, Engine::Packet).await?;
+    // The last ACK, or the reset, is on its way.
+    let mut pause = Duration::from_millis(20);
     if let Again::ClientCloses = again {
-        // The edge would keep its own port in TIME-WAIT for a second.
+        // The edge keeps its own port in TIME-WAIT: for a second of a clock that counts seconds
+        // (`tcp_twsk_unique`), or since Linux 6.14 for as long as it is told.
         scene.net.edge.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
-        scene.net.edge.sysctl("net/ipv4/tcp_tw_reuse_delay", "1")?;
+        if Path::new("/proc/sys/net/ipv4/tcp_tw_reuse_delay").exists() {
+            scene.net.edge.sysctl("net/ipv4/tcp_tw_reuse_delay", "1")?;
+        } else {
+            pause = Duration::from_millis(1100);
+        }
     }
     let from = SocketAddr::new(scene.net.edge_transit_ip(family), PORT);
     let who = scene.new_client();
@@ -502,8 +510,7 @@ async fn same_tuple(lab: Lab, again: Again, family: Family) -> Result<()> {
                 transfer::expect_reset(&mut pair.client).await?;
             }
         }
-        // The last ACK, or the reset, is on its way.
-        sleep(Duration::from_millis(20)).await;
+        sleep(pause).await;
     }
     let records = scene
         .limpid

@@ -8,10 +8,11 @@
 //! The daemon of the instance has a lock on the folder. One that was taken over, and still has flows, has
 //! its share of a lock on `links`: whoever comes next can tell that their entries are in use.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -98,8 +99,10 @@ fn mount_hint(error: &io::Error) -> &'static str {
 /// Where the BPF file system is on most hosts.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// What a mount of ours is called in `/proc/self/mountinfo`.
-const MOUNT_SOURCE: &str = "limpid";
+/// In a file system that limpid has mounted: a symbolic link of this name, to [`OURS`]. The mount's source
+/// would be the natural mark, but before Linux 5.14 this file system forgets it.
+const MOUNTED_BY: &str = "mounted-by";
+const OURS: &str = "limpid";
 
 /// What the kernel itself may put into a new BPF file system.
 const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
@@ -169,7 +172,7 @@ impl Pins {
             fs::create_dir_all(&self.bpffs)
                 .map_err(|e| PinsError::file("create", &self.bpffs, e))?;
             mount(
-                Some(MOUNT_SOURCE),
+                Some(OURS),
                 &self.bpffs,
                 Some("bpf"),
                 MsFlags::empty(),
@@ -179,6 +182,8 @@ impl Pins {
                 path: self.bpffs.display().to_string(),
                 source: e.into(),
             })?;
+            let mark = self.bpffs.join(MOUNTED_BY);
+            symlink(OURS, &mark).map_err(|e| PinsError::file("create", &mark, e))?;
             tracing::info!(path = %self.bpffs.display(), "mounted a BPF file system");
         }
         let links = self.links();
@@ -416,38 +421,22 @@ fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
 }
 
+/// Nothing but what is there from the start.
 fn is_empty(bpffs: &Path) -> bool {
     list(bpffs).is_ok_and(|found| {
-        let preloaded = |path: &PathBuf| PRELOADED.iter().any(|name| bpffs.join(name) == *path);
-        found.iter().all(preloaded)
+        let names = found
+            .iter()
+            .filter_map(|path| path.file_name().and_then(OsStr::to_str));
+        names
+            .filter(|name| !PRELOADED.contains(name))
+            .all(|name| name == MOUNTED_BY)
     })
 }
 
-/// Is the topmost mount there one of limpid's? In `proc_pid_mountinfo(5)` the mount point is field 5,
-/// the source the second after the `-`.
-fn is_our_mount(path: &Path) -> bool {
-    let (Ok(path), Ok(mounts)) = (
-        path.canonicalize(),
-        fs::read_to_string("/proc/self/mountinfo"),
-    ) else {
-        return false;
-    };
-    let path = path.to_string_lossy();
-    let path = [
-        ('\\', "\\134"),
-        (' ', "\\040"),
-        ('\t', "\\011"),
-        ('\n', "\\012"),
-    ]
-    .iter()
-    .fold(path.into_owned(), |path, (c, octal)| {
-        path.replace(*c, octal)
-    });
-    let source = mounts.lines().rev().find_map(|line| {
-        let (mount, origin) = line.split_once(" - ")?;
-        (mount.split(' ').nth(4) == Some(&path)).then(|| origin.split(' ').nth(1))
-    });
-    source.flatten() == Some(MOUNT_SOURCE)
+/// Is the file system there, of several the topmost, one that limpid has mounted?
+fn is_our_mount(bpffs: &Path) -> bool {
+    is_bpffs(bpffs)
+        && fs::read_link(bpffs.join(MOUNTED_BY)).is_ok_and(|target| target == Path::new(OURS))
 }
 
 fn list(folder: &Path) -> Result<Vec<PathBuf>, PinsError> {

@@ -10,9 +10,11 @@ pub mod descriptors;
 pub mod repair;
 pub mod splice;
 
+use std::fs::File;
 use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -24,9 +26,20 @@ pub fn socket_cookie(socket: &impl AsFd) -> io::Result<u64> {
     SockRef::from(socket).cookie()
 }
 
-/// The network namespace of a socket, by a number that is unique for this boot (`SO_NETNS_COOKIE`,
-/// Linux 5.14).
-pub fn network_namespace(socket: &impl AsFd) -> io::Result<u64> {
+/// Are both sockets in the same network namespace?
+///
+/// Asked by cookies that are unique for this boot (`SO_NETNS_COOKIE`), or, where Linux before 5.14 has none, by the
+/// namespaces' files, which takes `CAP_NET_ADMIN`.
+pub fn share_network_namespace(one: &impl AsFd, other: &impl AsFd) -> io::Result<bool> {
+    match network_namespace_cookie(one) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+            Ok(network_namespace_file(one)? == network_namespace_file(other)?)
+        }
+        cookie => Ok(cookie? == network_namespace_cookie(other)?),
+    }
+}
+
+fn network_namespace_cookie(socket: &impl AsFd) -> io::Result<u64> {
     let (mut cookie, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);
     // SAFETY: the kernel writes at most `len` bytes, to an integer of that size.
     let result = unsafe {
@@ -40,6 +53,17 @@ pub fn network_namespace(socket: &impl AsFd) -> io::Result<u64> {
     };
     splice::check(result)?;
     Ok(cookie)
+}
+
+/// Device and inode of the namespace's file (`SIOCGSKNS`, `net/socket.c`).
+fn network_namespace_file(socket: &impl AsFd) -> io::Result<(u64, u64)> {
+    // SAFETY: the request takes no argument.
+    let file = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCGSKNS) };
+    splice::check(file)?;
+    // SAFETY: the kernel has just made it for us, and nobody else knows of it.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(file) });
+    let metadata = file.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 /// Who may have a lock.

@@ -23,8 +23,9 @@ const STALLED: u64 = 16 << 20;
 /// tests do are part of it, a splice without back-pressure would be far above.
 const KERNEL: u64 = 256 << 20;
 
-/// The same where the daemon has no socket of the flow: what it allocates for itself meanwhile.
-const STALLED_ELSEWHERE: u64 = 128 << 10;
+/// The same where the daemon has no socket of the flow: what it allocates for itself meanwhile, such as
+/// the first arena of a thread. A flow with sockets holds several times as much.
+const STALLED_ELSEWHERE: u64 = 1 << 20;
 
 /// What an idle flow may hold in the daemon: its state, no buffer.
 const IDLE: u64 = 8 << 10;

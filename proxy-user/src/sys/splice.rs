@@ -112,9 +112,9 @@ pub(super) fn set_int(
 }
 
 pub(super) fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
+    if result == -1 {
         Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
 }

@@ -14,6 +14,9 @@ mount -t tracefs tracefs /sys/kernel/tracing
 [ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
 ip link set lo up
 
+# The kernel's own limit is 4096; systemd raises it to this (its NEWS, v240).
+ulimit -n 524288
+
 # Most hosts have these loaded. Any other is loaded by the kernel itself when it is needed.
 for module in tun nf_conntrack br_netfilter; do
     modprobe "$module"

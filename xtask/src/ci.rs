@@ -3,19 +3,40 @@
 use anyhow::Result;
 
 use crate::daemon::Profile;
+use crate::kernel::Kernels;
+use crate::tally::Tally;
 use crate::test::Selection;
-use crate::{demo, lint, test};
+use crate::{demo, kernel, lint, test};
 
-/// Lints, shows the demo and tests: both commands of the README. Each runs even if the one before it
-/// fails, so that one run tells everything.
+/// What differs between kernels: which programs and system calls they take, how programs are attached, and
+/// what becomes of packets and sockets. All tests would take half an hour for each kernel.
+const PER_KERNEL: [&str; 7] = [
+    "cli",
+    "kernel",
+    "leftovers",
+    "packet",
+    "sockmap",
+    "survival",
+    "takeover",
+];
+
+/// Lints, shows the demo and tests: both commands of the README; then the tests that differ between
+/// kernels, on all of them. Each runs even if the one before it fails, so that one run tells everything.
 pub(crate) fn ci() -> Result<()> {
     let lint = lint::lint();
     let demo = demo::demo(Profile::Dev, &[]);
-    let test = test::test(&Selection::default());
-    for (name, result) in [("lint", &lint), ("demo", &demo)] {
+    let mut total = Tally::default();
+    let test = test::test(&Selection::default(), &mut total);
+    let per_kernel = Selection {
+        files: PER_KERNEL.map(str::to_owned).into(),
+        ..Selection::default()
+    };
+    let kernels = kernel::test(&Kernels::supported(), &per_kernel, false, &mut total);
+    for (name, result) in [("lint", &lint), ("demo", &demo), ("test", &test)] {
         if let Err(error) = result {
             println!("{name}: {error:#} (see above)");
         }
     }
-    lint.and(demo).and(test)
+    println!("\n{}", total.counts());
+    lint.and(demo).and(test).and(kernels)
 }

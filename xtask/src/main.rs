@@ -27,6 +27,7 @@ use clap::{Parser, Subcommand};
 
 use crate::daemon::Profile;
 use crate::kernel::Kernels;
+use crate::tally::Tally;
 use crate::test::Selection;
 
 /// Builds, tests and shows limpid.
@@ -127,8 +128,9 @@ enum Xtask {
         #[command(flatten)]
         kernels: Kernels,
 
-        /// Run them on the running kernel as well as on those named, and write docs/kernels.md
-        #[arg(long, requires = "series", conflicts_with_all = ["filters", "files"])]
+        /// Write what each of the kernels named offers, and how the tests went there, to
+        /// docs/kernels.md as well as to target/kernels
+        #[arg(long, requires = "series", conflicts_with = "filters")]
         docs: bool,
     },
 
@@ -165,7 +167,7 @@ enum Xtask {
     /// database of advisories cannot be fetched, this is said and the rest counts.
     Lint,
 
-    /// Do what CI does: lint, demo, test
+    /// Do what CI does: lint, demo, test, and the tests that differ between kernels on all of them
     Ci,
 }
 
@@ -204,9 +206,9 @@ fn execute(command: Xtask) -> Result<()> {
             docs,
         } => {
             if kernels.is_empty() {
-                test::test(&selection)
+                test::test(&selection, &mut Tally::default())
             } else {
-                kernel::test(&kernels, &selection, docs)
+                kernel::test(&kernels, &selection, docs, &mut Tally::default())
             }
         }
         Xtask::Probe { kernels, arguments } => kernel::probe(&kernels, &arguments),

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// The results of any number of test binaries.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) passed: u32,
     pub(crate) failed: u32,
@@ -14,7 +14,7 @@ pub(crate) struct Tally {
 }
 
 /// A test that was not run.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Ignored {
     pub(crate) name: String,
     /// Empty where none was given.
@@ -52,6 +52,21 @@ impl Tally {
         }
     }
 
+    /// Adds the results of others.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+        self.ignored_tests.extend(other.ignored_tests);
+        self.failed_tests.extend(other.failed_tests);
+    }
+
+    /// The numbers alone.
+    pub(crate) fn counts(&self) -> String {
+        let (passed, failed, ignored) = (self.passed, self.failed, self.ignored);
+        format!("{passed} passed, {failed} failed, {ignored} ignored")
+    }
+
     /// Whether a test was found at all.
     pub(crate) fn any(&self) -> bool {
         self.passed + self.failed + self.ignored > 0
@@ -78,11 +93,7 @@ impl fmt::Display for Tally {
         for test in &self.failed_tests {
             writeln!(f, "failed: {test}")?;
         }
-        write!(
-            f,
-            "{} passed, {} failed, {} ignored",
-            self.passed, self.failed, self.ignored
-        )
+        f.write_str(&self.counts())
     }
 }
 

@@ -33,8 +33,8 @@ pub(crate) struct Selection {
 /// Runs the selected tests on the running kernel.
 ///
 /// Without root, or without one of the programs that the integration tests start, those that need
-/// it report that they were ignored, and why.
-pub(crate) fn test(selection: &Selection) -> Result<()> {
+/// it report that they were ignored, and why. Results are added to `total`.
+pub(crate) fn test(selection: &Selection, total: &mut Tally) -> Result<()> {
     if let Err(error) = programs::install() {
         eprintln!("    going on without: {error:#}");
     }
@@ -68,12 +68,10 @@ pub(crate) fn test(selection: &Selection) -> Result<()> {
     }
 
     println!("\n{tally}");
+    let any = tally.any();
+    total.add(tally);
     ensure!(clean, "a test failed, or could not be compiled (see above)");
-    ensure!(
-        tally.any(),
-        "no test matches {}",
-        selection.filters.join(" ")
-    );
+    ensure!(any, "no test matches {}", selection.filters.join(" "));
     Ok(())
 }
 

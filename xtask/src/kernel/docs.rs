@@ -6,59 +6,121 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 
+use super::executables::TestProgram;
 use super::probe::{Answer, Report, State};
 use crate::tally::Tally;
 use crate::workspace;
 
-/// What is known of one kernel.
+/// The page as it grows.
 #[derive(Debug)]
-pub(super) struct Tested {
-    pub(super) report: Report,
-    pub(super) tally: Tally,
+pub(super) struct Page {
+    /// The names of the test programs.
+    programs: Vec<String>,
+    kernels: Vec<Tested>,
 }
 
-/// Writes the page.
-pub(super) fn write(kernels: &[Tested]) -> Result<()> {
-    let page = workspace::root().join("docs/kernels.md");
-    fs::write(&page, text(kernels)).with_context(|| page.display().to_string())?;
-    println!("{}", page.display());
-    Ok(())
+/// What is known of one kernel.
+#[derive(Debug)]
+struct Tested {
+    report: Report,
+    tally: Tally,
+    /// What went wrong.
+    problem: Option<String>,
+}
+
+impl Page {
+    /// One about runs of some test programs.
+    pub(super) fn new(programs: &[TestProgram]) -> Self {
+        Self {
+            programs: programs.iter().map(|p| p.name.clone()).collect(),
+            kernels: Vec::new(),
+        }
+    }
+
+    /// Adds a kernel.
+    pub(super) fn add(&mut self, report: Report, tally: Tally, problem: Option<String>) {
+        self.kernels.push(Tested {
+            report,
+            tally,
+            problem,
+        });
+    }
+
+    /// The results on all kernels.
+    pub(super) fn results(&self) -> Tally {
+        let mut results = Tally::default();
+        for kernel in &self.kernels {
+            results.add(kernel.tally.clone());
+        }
+        results
+    }
+
+    /// A line for each kernel.
+    pub(super) fn summary(&self) -> String {
+        let mut lines = String::new();
+        for kernel in &self.kernels {
+            let end = match kernel.problem {
+                Some(_) => ", NOT WELL (see above)",
+                None => "",
+            };
+            let counts = kernel.tally.counts();
+            lines += &format!("kernel {}: {counts}{end}\n", kernel.report.kernel);
+        }
+        lines
+    }
+
+    /// Writes it to target/kernels, and to docs if it is to be `kept`.
+    pub(super) fn write(&self, kept: bool) -> Result<()> {
+        let docs = kept.then(|| workspace::root().join("docs"));
+        for folder in [workspace::kernels()].into_iter().chain(docs) {
+            let page = folder.join("kernels.md");
+            fs::write(&page, self.text()).with_context(|| page.display().to_string())?;
+            println!("{}", page.display());
+        }
+        Ok(())
+    }
+
+    fn text(&self) -> String {
+        let kernels = &self.kernels[..];
+        let mut page = HEAD.to_owned();
+        let mut section = |title: &str, table: String, below: String| {
+            page += &format!("\n## {title}\n\n{table}");
+            if !below.is_empty() {
+                page += &format!("\n{below}");
+            }
+        };
+        section(
+            "Engines",
+            table(kernels, |report| &report.engines, state),
+            reasons(kernels, |report| &report.engines),
+        );
+        section(
+            "Features",
+            table(kernels, |report| &report.features, state),
+            reasons(kernels, |report| &report.features),
+        );
+        section(
+            "Programs",
+            table(kernels, |report| &report.programs, instructions),
+            PROGRAMS.to_owned() + &reasons(kernels, |report| &report.programs),
+        );
+        let programs = self.programs.join("`, `");
+        section(
+            "Tests",
+            format!("Of `{programs}`.\n\n{}", results(kernels)),
+            remarks(kernels),
+        );
+        page
+    }
 }
 
 const HEAD: &str = "\
 # Kernels
 
-What `limpid probe` says on each kernel, and how the tests that ask something of a kernel went there. All of it is
-from one run of `cargo xtask test --docs`, which writes this page. The first kernel is the one that the command was run
-on; the others are Debian's, booted under QEMU.
+What `limpid probe` says on each kernel, and how tests went there. All of it is from one run of
+`cargo xtask test --kernel … --docs`, which writes this page. Debian's kernels (5.10, 6.1, 6.12) were booted under QEMU;
+where that emulates a processor, tests move a quarter of the bytes.
 ";
-
-fn text(kernels: &[Tested]) -> String {
-    let mut page = HEAD.to_owned();
-    let mut section = |title: &str, table: String, below: String| {
-        page += &format!("\n## {title}\n\n{table}");
-        if !below.is_empty() {
-            page += &format!("\n{below}");
-        }
-    };
-    section(
-        "Engines",
-        table(kernels, |report| &report.engines, state),
-        reasons(kernels, |report| &report.engines),
-    );
-    section(
-        "Features",
-        table(kernels, |report| &report.features, state),
-        reasons(kernels, |report| &report.features),
-    );
-    section(
-        "Programs",
-        table(kernels, |report| &report.programs, instructions),
-        PROGRAMS.to_owned() + &reasons(kernels, |report| &report.programs),
-    );
-    section("Tests", results(kernels), ignored(kernels));
-    page
-}
 
 const PROGRAMS: &str = "\
 The numbers are instructions that the verifier has walked through (`verified_insns` of `bpftool prog`), of
@@ -127,7 +189,7 @@ fn reasons(kernels: &[Tested], part: impl Fn(&Report) -> &Vec<Answer>) -> String
 
 fn results(kernels: &[Tested]) -> String {
     let mut table = String::from("| kernel | passed | failed | ignored |\n|---|---|---|---|\n");
-    for Tested { report, tally } in kernels {
+    for Tested { report, tally, .. } in kernels {
         let (passed, failed, ignored) = (tally.passed, tally.failed, tally.ignored);
         let _ = writeln!(
             table,
@@ -138,10 +200,15 @@ fn results(kernels: &[Tested]) -> String {
     table
 }
 
-/// Why tests were ignored, and which have failed.
-fn ignored(kernels: &[Tested]) -> String {
+/// Why tests were ignored, which have failed, and what else went wrong.
+fn remarks(kernels: &[Tested]) -> String {
     let mut lines = String::new();
-    for Tested { report, tally } in kernels {
+    for Tested {
+        report,
+        tally,
+        problem,
+    } in kernels
+    {
         let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for test in &tally.ignored_tests {
             by_reason.entry(&test.reason).or_default().push(&test.name);
@@ -152,6 +219,9 @@ fn ignored(kernels: &[Tested]) -> String {
         }
         for test in &tally.failed_tests {
             lines += &format!("* {}, failed: `{test}`\n", report.kernel);
+        }
+        if let Some(first) = problem.as_ref().and_then(|problem| problem.lines().next()) {
+            lines += &format!("* {}: {first}\n", report.kernel);
         }
     }
     lines
@@ -185,19 +255,25 @@ mod tests {
                 engines: vec![answer("packet"), sockmap],
             },
             tally,
+            problem: None,
         }
     }
 
     #[test]
     fn each_kernel_has_a_row_and_each_no_a_reason() {
-        let page = text(&[
-            tested("6.18.44", State::Yes, None, Some(130)),
-            tested("5.10.262", State::OnRequest, Some("only by name"), None),
-        ]);
+        let page = Page {
+            programs: vec!["packet".into(), "sockmap".into()],
+            kernels: vec![
+                tested("6.18.44", State::Yes, None, Some(130)),
+                tested("5.10.262", State::OnRequest, Some("only by name"), None),
+            ],
+        };
+        let page = page.text();
         for line in [
             "| kernel | packet | sockmap |\n|---|---|---|\n| 6.18.44 | yes | yes |\n\
              | 5.10.262 | yes | on request |\n\n* 5.10.262, sockmap: only by name\n",
             "| kernel | splice_filter |\n|---|---|\n| 6.18.44 | 130 |\n| 5.10.262 | yes |\n",
+            "Of `packet`, `sockmap`.\n",
             "| 6.18.44 | 5 | 0 | 2 |\n",
             "* 5.10.262, ignored: no VLAN devices: `vlan_ipv4`, `vlan_ipv6`\n",
         ] {

@@ -88,7 +88,7 @@ impl Emulator {
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot"])
             .args(["-display", "none"])
             // Two, for what races is raced for.
-            .args(["-smp", "1", "-m", MEMORY])
+            .args(["-smp", "2", "-m", MEMORY])
             .arg("-kernel")
             .arg(&kernel.image)
             .arg("-initrd")

@@ -24,11 +24,12 @@ use std::env;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use self::boot::Machine;
-use self::package::{Choice, Kernel};
+use self::package::Kernel;
+use self::place::Place;
 pub(crate) use self::probe::probe;
 pub(crate) use self::tests::test;
 use self::watch::Patience;
@@ -38,10 +39,10 @@ use self::watch::Patience;
 const BOOT: Duration = Duration::from_secs(120);
 
 /// Which kernels a command is about.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Kernels {
     /// A kernel to boot under QEMU, by its series: 5.10, 6.1 or 6.12; the newest of it that Debian
-    /// has. May be given several times
+    /// has. Or "running": the one that runs already. May be given several times
     #[arg(long = "kernel", value_name = "SERIES")]
     series: Vec<String>,
 
@@ -54,41 +55,66 @@ pub(crate) struct Kernels {
     modules: Option<PathBuf>,
 }
 
+/// The one that is not booted.
+const RUNNING: &str = "running";
+
 impl Kernels {
-    /// Whether the running kernel is meant.
+    /// Those that every change is tested on.
+    pub(crate) fn supported() -> Self {
+        Self {
+            series: [RUNNING, "5.10", "6.1", "6.12"].map(str::to_owned).into(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether none was named.
     pub(crate) fn is_empty(&self) -> bool {
         self.series.is_empty() && self.image.is_none()
     }
 
     /// Finds, or downloads, each of them, and something to boot them.
-    fn provide(&self) -> Result<(Machine, Vec<Kernel>)> {
-        ensure!(
-            cfg!(target_arch = "x86_64"),
-            "kernels are booted on x86-64 alone"
-        );
-        let image = self.image.clone().zip(self.modules.clone());
-        let kernels: Vec<Kernel> = self
-            .series
-            .iter()
-            .cloned()
-            .map(Choice::Series)
-            .chain(image.map(|(image, modules)| Choice::Image { image, modules }))
-            .map(|choice| Kernel::provide(&choice))
-            .collect::<Result<_>>()?;
-        let first = kernels.first().context("no kernel is named (--kernel)")?;
-        Ok((Machine::provide(first)?, kernels))
+    fn provide(&self) -> Result<Ready> {
+        ensure!(!self.is_empty(), "no kernel is named (--kernel)");
+        let series = self.series.iter().map(|series| match series.as_str() {
+            RUNNING => Ok(None),
+            series => Kernel::of_debian(series).map(Some),
+        });
+        let mut kernels = series.collect::<Result<Vec<_>>>()?;
+        if let (Some(image), Some(modules)) = (&self.image, &self.modules) {
+            kernels.push(Some(Kernel::given(image, modules)?));
+        }
+        let first = kernels.iter().flatten().next();
+        let machine = first.map(Machine::provide).transpose()?;
+        Ok(Ready { machine, kernels })
+    }
+}
+
+/// Kernels that can be used, in the order they were named.
+struct Ready {
+    /// What boots those that do not run already.
+    machine: Option<Machine>,
+    /// `None` is the running one.
+    kernels: Vec<Option<Kernel>>,
+}
+
+impl Ready {
+    fn places(&self) -> impl Iterator<Item = Place<'_>> {
+        self.kernels.iter().filter_map(|kernel| match kernel {
+            None => Some(Place::Here),
+            Some(kernel) => Some(Place::Guest(self.machine.as_ref()?, kernel)),
+        })
     }
 }
 
 /// `cargo xtask boot`: runs a command on each kernel, one after another, and shows what it says.
 pub(crate) fn boot(kernels: &Kernels, command: &[String]) -> Result<()> {
-    let (machine, kernels) = kernels.provide()?;
+    let ready = kernels.provide()?;
     let job = job::in_folder(&env::current_dir()?, &command.join(" "))?;
     let mut failed = Vec::new();
-    for kernel in &kernels {
-        let code = machine.run(kernel, &job, tests::PATIENCE, |line| println!("{line}"))?;
+    for place in ready.places() {
+        let code = place.run(&job, tests::PATIENCE, |line| println!("{line}"))?;
         if code != 0 {
-            failed.push(format!("{} ended with {code}", kernel.release));
+            failed.push(format!("{} ended with {code}", place.name()?));
         }
     }
     ensure!(failed.is_empty(), "{}", failed.join(", "));

@@ -11,15 +11,6 @@ use super::folder;
 use crate::apt;
 use crate::step::{output, step};
 
-/// A kernel as the command line names it.
-#[derive(Clone, Debug)]
-pub(super) enum Choice {
-    /// A series, such as 5.10: the newest of it that Debian has.
-    Series(String),
-    /// Any image, with the folder of its modules.
-    Image { image: PathBuf, modules: PathBuf },
-}
-
 /// A kernel that is ready to be booted.
 #[derive(Debug)]
 pub(super) struct Kernel {
@@ -31,32 +22,29 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// Finds a kernel. Debian's are downloaded, unless that version is there already.
-    pub(super) fn provide(choice: &Choice) -> Result<Self> {
-        match choice {
-            Choice::Series(series) => {
-                debian(series).with_context(|| format!("there is no kernel {series} to be had"))
-            }
-            Choice::Image { image, modules } => given(image, modules),
-        }
+    /// The newest of a series, such as 5.10, that Debian has. It is downloaded, unless that version
+    /// is there already.
+    pub(super) fn of_debian(series: &str) -> Result<Self> {
+        debian(series).with_context(|| format!("there is no kernel {series} to be had"))
     }
-}
 
-fn given(image: &Path, modules: &Path) -> Result<Kernel> {
-    let modules = fs::canonicalize(modules)
-        .with_context(|| format!("there are no modules in {}", modules.display()))?;
-    let release = modules.file_name().unwrap_or_default();
-    ensure!(
-        modules.join("modules.dep").exists(),
-        "{} is not a folder as depmod leaves it: /lib/modules/RELEASE of some kernel",
-        modules.display()
-    );
-    Ok(Kernel {
-        release: release.to_string_lossy().into_owned(),
-        image: fs::canonicalize(image)
-            .with_context(|| format!("there is no image {}", image.display()))?,
-        modules,
-    })
+    /// Any image, with the folder of its modules.
+    pub(super) fn given(image: &Path, modules: &Path) -> Result<Self> {
+        let modules = fs::canonicalize(modules)
+            .with_context(|| format!("there are no modules in {}", modules.display()))?;
+        let release = modules.file_name().unwrap_or_default();
+        ensure!(
+            modules.join("modules.dep").exists(),
+            "{} is not a folder as depmod leaves it: /lib/modules/RELEASE of some kernel",
+            modules.display()
+        );
+        Ok(Self {
+            release: release.to_string_lossy().into_owned(),
+            image: fs::canonicalize(image)
+                .with_context(|| format!("there is no image {}", image.display()))?,
+            modules,
+        })
+    }
 }
 
 fn debian(series: &str) -> Result<Kernel> {

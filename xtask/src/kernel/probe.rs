@@ -56,7 +56,7 @@ pub(super) fn report(place: Place<'_>, limpid: &Path) -> Result<Report> {
 
 /// Shows what `limpid probe` says, given `arguments`, on each kernel.
 pub(crate) fn probe(kernels: &Kernels, arguments: &[OsString]) -> Result<()> {
-    let (machine, kernels) = kernels.provide()?;
+    let ready = kernels.provide()?;
     let limpid = executables::stripped(&daemon::build(Profile::Dev)?, "limpid")?;
     let words = [limpid.as_os_str(), OsStr::new("probe")];
     let script = job::command(
@@ -64,11 +64,8 @@ pub(crate) fn probe(kernels: &Kernels, arguments: &[OsString]) -> Result<()> {
             .into_iter()
             .chain(arguments.iter().map(OsString::as_os_str)),
     )?;
-    for kernel in &kernels {
-        println!(
-            "{}",
-            Place::Guest(&machine, kernel).output(&script, PATIENCE)?
-        );
+    for place in ready.places() {
+        println!("{}", place.output(&script, PATIENCE)?);
     }
     Ok(())
 }

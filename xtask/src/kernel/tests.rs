@@ -2,12 +2,11 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::docs::{self, Tested};
+use super::docs::Page;
 use super::job::Tests;
 use super::place::Place;
 use super::{BOOT, Kernels, Patience, executables, probe};
@@ -33,13 +32,18 @@ const EMULATED: &str = "4";
 
 /// Runs the selected tests, of the integration tests and of `proxy-user --test kernel`, on each kernel.
 ///
-/// To `document` means to do so on the running kernel too, to ask `limpid probe` on each, and to write
-/// docs/kernels.md.
-pub(crate) fn test(kernels: &Kernels, selection: &Selection, document: bool) -> Result<()> {
+/// What each offers and how it went is written to target/kernels/kernels.md, unless tests were selected
+/// by name; to docs/kernels.md too, if it is to be `kept`. Results are added to `total`.
+pub(crate) fn test(
+    kernels: &Kernels,
+    selection: &Selection,
+    kept: bool,
+    total: &mut Tally,
+) -> Result<()> {
     if let Err(error) = programs::install() {
         eprintln!("    going on without: {error:#}");
     }
-    let (machine, kernels) = kernels.provide()?;
+    let ready = kernels.provide()?;
     let limpid = executables::stripped(&daemon::build(Profile::Dev)?, "limpid")?;
     let tests = Tests {
         limpid: &limpid,
@@ -47,17 +51,11 @@ pub(crate) fn test(kernels: &Kernels, selection: &Selection, document: bool) -> 
         selection,
     };
 
-    let mut summary = String::new();
-    let mut clean = true;
-    let mut any = false;
-    let mut documented = Vec::new();
-    let guests = kernels.iter().map(|kernel| Place::Guest(&machine, kernel));
-    for place in document.then_some(Place::Here).into_iter().chain(guests) {
-        let kernel = place.name()?;
-        let report = match document {
-            true => Some(probe::report(place, &limpid)?),
-            false => None,
-        };
+    let mut problems = 0;
+    let mut page = Page::new(tests.programs);
+    for place in ready.places() {
+        let report = probe::report(place, &limpid)?;
+        let kernel = report.kernel.clone();
         let mut tally = Tally::default();
         let ended = step(&format!("tests on kernel {kernel}"), || {
             let script = tests.script(workspace::root(), &scale(place))?;
@@ -66,24 +64,31 @@ pub(crate) fn test(kernels: &Kernels, selection: &Selection, document: bool) -> 
                 tally.read(line);
             })
         });
+        println!("\nkernel {kernel}\n{tally}\n");
         let problem = match ended {
             Ok(0) => None,
             Ok(_) if tally.any_failed() => Some("tests failed".to_owned()),
             Ok(_) => Some("a test program did not get to its end".to_owned()),
             Err(error) => Some(format!("{error:#}")),
         };
-        clean &= problem.is_none();
-        any |= tally.any();
-        let problem = problem.unwrap_or_default();
-        writeln!(summary, "\nkernel {kernel}\n{tally}\n{problem}")?;
-        documented.extend(report.map(|report| Tested { report, tally }));
+        if let Some(problem) = &problem {
+            println!("kernel {kernel}: {problem}\n");
+            problems += 1;
+        }
+        page.add(report, tally, problem);
     }
 
-    println!("{summary}");
-    if document {
-        docs::write(&documented)?;
+    println!("{}", page.summary());
+    let results = page.results();
+    let any = results.any();
+    if selection.filters.is_empty() {
+        page.write(kept)?;
     }
-    ensure!(clean, "a test failed, or could not be run (see above)");
+    total.add(results);
+    ensure!(
+        problems == 0,
+        "not all is well on {problems} of the kernels (see above)"
+    );
     ensure!(any, "no test matches {}", selection.filters.join(" "));
     Ok(())
 }

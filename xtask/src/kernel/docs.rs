@@ -21,11 +21,11 @@ pub(super) struct Page {
 
 /// What is known of one kernel.
 #[derive(Debug)]
-struct Tested {
-    report: Report,
-    tally: Tally,
+pub(super) struct Tested {
+    pub(super) report: Report,
+    pub(super) tally: Tally,
     /// What went wrong.
-    problem: Option<String>,
+    pub(super) problem: Option<String>,
 }
 
 impl Page {
@@ -38,12 +38,8 @@ impl Page {
     }
 
     /// Adds a kernel.
-    pub(super) fn add(&mut self, report: Report, tally: Tally, problem: Option<String>) {
-        self.kernels.push(Tested {
-            report,
-            tally,
-            problem,
-        });
+    pub(super) fn add(&mut self, kernel: Tested) {
+        self.kernels.push(kernel);
     }
 
     /// The results on all kernels.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::docs::Page;
+use super::docs::{Page, Tested};
 use super::job::Tests;
 use super::place::Place;
 use super::{BOOT, Kernels, Patience, executables, probe};
@@ -54,28 +54,16 @@ pub(crate) fn test(
     let mut problems = 0;
     let mut page = Page::new(tests.programs);
     for place in ready.places() {
-        let report = probe::report(place, &limpid)?;
-        let kernel = report.kernel.clone();
-        let mut tally = Tally::default();
-        let ended = step(&format!("tests on kernel {kernel}"), || {
-            let script = tests.script(workspace::root(), &scale(place))?;
-            place.run(&script, PATIENCE, |line| {
-                println!("{line}");
-                tally.read(line);
-            })
-        });
-        println!("\nkernel {kernel}\n{tally}\n");
-        let problem = match ended {
-            Ok(0) => None,
-            Ok(_) if tally.any_failed() => Some("tests failed".to_owned()),
-            Ok(_) => Some("a test program did not get to its end".to_owned()),
-            Err(error) => Some(format!("{error:#}")),
-        };
-        if let Some(problem) = &problem {
-            println!("kernel {kernel}: {problem}\n");
-            problems += 1;
+        match run(place, &tests) {
+            Ok(tested) => {
+                problems += usize::from(tested.problem.is_some());
+                page.add(tested);
+            }
+            Err(error) => {
+                println!("kernel {}: {error:#}\n", place.name()?);
+                problems += 1;
+            }
         }
-        page.add(report, tally, problem);
     }
 
     println!("{}", page.summary());
@@ -91,6 +79,33 @@ pub(crate) fn test(
     );
     ensure!(any, "no test matches {}", selection.filters.join(" "));
     Ok(())
+}
+
+/// Asks limpid what a kernel offers, and runs the tests there.
+fn run(place: Place<'_>, tests: &Tests<'_>) -> Result<Tested> {
+    let report = probe::report(place, tests.limpid)?;
+    let kernel = &report.kernel;
+    let mut tally = Tally::default();
+    let ended = step(&format!("tests on kernel {kernel}"), || {
+        let script = tests.script(workspace::root(), &scale(place))?;
+        place.run(&script, PATIENCE, |line| {
+            println!("{line}");
+            tally.read(line);
+        })
+    });
+    let problem = match ended {
+        Ok(0) => None,
+        Ok(_) if tally.any_failed() => Some("tests failed".to_owned()),
+        Ok(_) => Some("a test program did not get to its end".to_owned()),
+        Err(error) => Some(format!("{error:#}")),
+    };
+    println!("\nkernel {kernel}\n{tally}");
+    println!("{}\n", problem.as_deref().unwrap_or_default());
+    Ok(Tested {
+        report,
+        tally,
+        problem,
+    })
 }
 
 /// How much slower than this machine a place is, in terms of the tests.

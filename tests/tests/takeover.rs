@@ -300,7 +300,15 @@ fn left_nothing(limpid: &Limpid) -> Result<()> {
 /// the other daemon is there. They are switched nevertheless, and that one has them.
 async fn half_way(lab: Lab, family: Family) -> Result<()> {
     let daemons = Daemons::new(&lab, family);
-    let mut scene = daemons.first(Engine::Packet).await?;
+    // What is half way must not be over before the other daemon is ready.
+    let seconds = scaled(Duration::from_secs(20)).as_secs();
+    let mut scene = Scene::with(&lab, family, &Plan::default(), |options| {
+        options
+            .engine(Engine::Packet)
+            .with(format!("--header-timeout={seconds}s"))
+            .with(format!("--connect-timeout={seconds}s"))
+    })
+    .await?;
     let backend = &scene.net.backend;
     // What arrives before the switch is more than the backend takes unread.
     SockRef::from(&scene.backend).set_recv_buffer_size(4096)?;

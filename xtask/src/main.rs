@@ -167,7 +167,7 @@ enum Xtask {
     /// database of advisories cannot be fetched, this is said and the rest counts.
     Lint,
 
-    /// Do what CI does: lint, demo, test, and the tests that differ between kernels on all of them
+    /// Do what CI does: lint, demo, test, and the tests that differ between kernels on others
     Ci,
 }
 

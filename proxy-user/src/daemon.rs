@@ -472,10 +472,12 @@ impl Drain<'_> {
         let predecessor = self.predecessor.as_ref().map(|other| other.gone());
         let mut ended = pin!(async {
             tasks.wait().await;
-            registry.emptied().await;
             if let Some(gone) = predecessor {
                 gone.await;
             }
+            // Not before: a flow that is still to be adopted is nowhere yet.
+            self.service.forwarded.settled().await;
+            registry.emptied().await;
         });
         if let Some(mut successor) = successor {
             tokio::select! {

@@ -60,6 +60,7 @@ enum Message {
     TakeBack,
     Adopt(u64),
     PredecessorGone,
+    Settled(oneshot::Sender<()>),
 }
 
 /// A handle, and what the keeper is told by it.
@@ -125,6 +126,15 @@ impl Forwarded {
     /// The daemon that was taken over is gone: whatever is still in the tables is this one's.
     pub fn predecessor_gone(&self) {
         self.tell(Message::PredecessorGone);
+    }
+
+    /// Waits until what was there to be adopted when the daemon started is in the registry, and what was told
+    /// since has been done.
+    pub async fn settled(&self) {
+        let (done, told) = oneshot::channel();
+        self.tell(Message::Settled(done));
+        // An error: there is no keeper, and so nothing to wait for.
+        let _ = told.await;
     }
 
     fn tell(&self, message: Message) {
@@ -241,6 +251,7 @@ impl Keeper {
                     }
                     Some(Message::Adopt(flow)) => self.adopt_later(flow),
                     Some(Message::PredecessorGone) => self.predecessor_gone(),
+                    Some(Message::Settled(done)) => _ = done.send(()),
                     None => return,
                 },
                 // The ring has one reader.

@@ -406,11 +406,16 @@ async fn adopted_flows_expire(lab: Lab, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// The new daemon waits for adopted flows like for its own, and leaves nothing behind.
+/// The new daemon waits for adopted flows like for its own, also where it is told to end before it has them
+/// all, and leaves nothing behind.
 async fn adopted_flows_drain(lab: Lab, family: Family) -> Result<()> {
-    let daemons = Daemons::new(lab, family, &["--drain-timeout=20s"]);
+    const FLOWS: u64 = 100;
+    let daemons = Daemons::new(lab, family, &["--drain-timeout=60s"]);
     let mut scene = daemons.first().await?;
-    let mut pair = scene.open().await?;
+    let mut pairs = Vec::new();
+    for _ in 0..FLOWS {
+        pairs.push(scene.open().await?);
+    }
     scene.wait_for_no_sockets().await?;
     scene.limpid.kill()?;
     let mut again = daemons.next(&scene, &[]).await?;
@@ -421,8 +426,10 @@ async fn adopted_flows_drain(lab: Lab, family: Family) -> Result<()> {
         "ended with a flow open:\n{}",
         again.log()?
     );
-    let (up, down) = (Flow::new(400_000, 1), Flow::new(400_000, 2));
-    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
+    for mut pair in pairs {
+        let (up, down) = (Flow::new(40_000, 1), Flow::new(40_000, 2));
+        transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
+    }
     let status = again.process().wait(scaled(PROMPT))?;
     ensure!(status.success(), "{status}");
     ensure!(again.pinned()?.is_empty(), "left: {:?}", again.pinned()?);

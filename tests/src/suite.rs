@@ -249,6 +249,12 @@ pub fn shrunk(amount: u64) -> u64 {
     (amount / u64::from(scale())).max(1)
 }
 
+/// A bound on memory for this machine: the slower it is, the more of the daemon's own allocations fall into
+/// the time that is measured.
+pub fn allowed(bytes: u64) -> u64 {
+    bytes * u64::from(scale())
+}
+
 /// How many: `usual`, or `long` where `LIMPID_TEST_LONG` is set.
 pub fn numerous<T>(usual: T, long: T) -> T {
     match std::env::var_os(LONG) {

@@ -8,7 +8,6 @@
 //! The daemon of the instance has a lock on the folder. One that was taken over, and still has flows, has
 //! its share of a lock on `links`: whoever comes next can tell that their entries are in use.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -104,8 +103,8 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 const MOUNTED_BY: &str = "mounted-by";
 const OURS: &str = "limpid";
 
-/// What the kernel itself may put into a new BPF file system.
-const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
+/// What a BPF file system may have from the start: the kernel's own, and our mark.
+const FROM_THE_START: [&str; 3] = ["maps.debug", "progs.debug", MOUNTED_BY];
 
 /// The folder of one instance.
 #[derive(Clone, Debug)]
@@ -421,15 +420,10 @@ fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Nothing but what is there from the start.
 fn is_empty(bpffs: &Path) -> bool {
     list(bpffs).is_ok_and(|found| {
-        let names = found
-            .iter()
-            .filter_map(|path| path.file_name().and_then(OsStr::to_str));
-        names
-            .filter(|name| !PRELOADED.contains(name))
-            .all(|name| name == MOUNTED_BY)
+        let first = |path: &PathBuf| FROM_THE_START.iter().any(|name| bpffs.join(name) == *path);
+        found.iter().all(first)
     })
 }
 

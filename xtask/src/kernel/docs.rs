@@ -67,10 +67,11 @@ impl Page {
 
     /// Writes it to target/kernels, and to docs if it is to be `kept`.
     pub(super) fn write(&self, kept: bool) -> Result<()> {
+        let text = self.text();
         let docs = kept.then(|| workspace::root().join("docs"));
         for folder in [workspace::kernels()].into_iter().chain(docs) {
             let page = folder.join("kernels.md");
-            fs::write(&page, self.text()).with_context(|| page.display().to_string())?;
+            fs::write(&page, &text).with_context(|| page.display().to_string())?;
             println!("{}", page.display());
         }
         Ok(())

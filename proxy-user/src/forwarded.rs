@@ -526,10 +526,10 @@ impl Keeper {
     }
 
     fn adopt(&mut self, flow: u64, mut known: layout::Record) -> bool {
-        let (Some(down), Some(up)) = self.entries(flow, &known) else {
+        if !matches!(self.entries(flow, &known), (Some(_), Some(_))) {
             self.table.forget(flow);
             return false;
-        };
+        }
         let age = Duration::from_nanos(sys::monotonic_ns().saturating_sub(known.accepted_ns));
         let now = Instant::now();
         let accepted = now.checked_sub(age).unwrap_or(now);
@@ -560,8 +560,8 @@ impl Keeper {
             known.state = SETTLED;
             self.table.record(flow, known);
         }
-        let lost =
-            known.state == HANDING_OVER && !matches!(standing(&down, &up), Standing::Over(_));
+        // Whatever the entries say of its end since: who is reset by the one side may have told the other.
+        let lost = known.state == HANDING_OVER;
         self.keep(Kept {
             flow,
             known,

@@ -4,10 +4,10 @@
 //! of it is tested and fuzzed without root.
 //!
 //! - [`address`]: socket addresses by the part they play, so that they cannot be mixed up
-//! - [`trust`]: which peers may name a client
+//! - [`network`]: lists of networks: which peers may name a client
 //! - [`header`]: the PROXY protocol, received strictly and sent correctly
 #![forbid(unsafe_code)]
 
 pub mod address;
 pub mod header;
-pub mod trust;
+pub mod network;

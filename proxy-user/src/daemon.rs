@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy_core::address::Upstream;
 use proxy_core::header::{Decoder, LimitError, Limits as HeaderLimits};
-use proxy_core::trust::TrustedPeers;
+use proxy_core::network::Networks;
 use socket2::Socket;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -387,7 +387,7 @@ fn accept_proxy(args: &RunArgs) -> Result<Option<AcceptProxy>, RunError> {
     if !args.accept_proxy {
         return Ok(None);
     }
-    let trusted: TrustedPeers = args.trust.iter().copied().collect();
+    let trusted: Networks = args.trust.iter().copied().collect();
     if trusted.is_empty() {
         return Err(RunError::NoTrust);
     }

@@ -1,7 +1,7 @@
 //! limpid's daemon and command line.
 //!
 //! The data plane reads in the order traffic takes: [`listener`], [`header`] (with
-//! `proxy_core::trust`), [`upstream`], [`splice`], [`forwarded`] for what needs no sockets any more,
+//! `proxy_core::network`), [`upstream`], [`splice`], [`forwarded`] for what needs no sockets any more,
 //! [`record`]; [`flow`] strings them together. Beside it: [`steering`] with [`interfaces`], [`paths`] and
 //! [`netlink`], the BPF side in [`kernel`] and [`bpf`], system calls in [`sys`] and [`reset`], and what an
 //! operator talks to in [`cli`], [`control`] and [`daemon`]; [`takeover`] is what two daemons say to each
@@ -9,6 +9,7 @@
 
 pub mod bpf;
 pub mod cli;
+pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod flow;

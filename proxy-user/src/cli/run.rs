@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use proxy_core::trust::TrustedNet;
+use proxy_core::network::Network;
 
 use super::{BpffsArgs, ControlArgs, InstanceArgs};
 use crate::bpf::attach::AttachMode;
@@ -63,7 +63,7 @@ pub struct RunArgs {
     /// Network whose hosts may send a PROXY header; repeat for more. Whoever is trusted can claim to be
     /// any client. `0.0.0.0/0` means anyone, by IPv6 too.
     #[arg(long, value_name = "CIDR", requires = "accept_proxy")]
-    pub trust: Vec<TrustedNet>,
+    pub trust: Vec<Network>,
 
     /// Whose address backends see [default: client with --accept-proxy, else proxy].
     #[arg(long, value_enum)]

@@ -34,7 +34,18 @@ impl EngineKind {
 }
 
 /// What the operator asks for: `--splice`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    clap::ValueEnum,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum Choice {
     /// The best engine that the flow and the kernel allow.
     #[default]

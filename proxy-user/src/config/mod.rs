@@ -1,0 +1,65 @@
+//! What limpid is told to do. Command line and file say the same things with the same words: each option is
+//! a field of one of these types, from which clap makes the flag, serde the key, and schemars the schema.
+//!
+//! A file has tables for several listeners and pools; the command line has one of each, both named
+//! [`Name::default`].
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+mod daemon;
+mod listener;
+mod pool;
+mod words;
+
+pub use daemon::{AccessLogFormat, Daemon, LogFormat, LogTarget};
+pub use listener::{Listener, Mismatch, Refuse, Source};
+pub use pool::{Balance, Pool, SendProxy, Server, Weight};
+pub use words::{
+    KeepAlive, ListenAddress, Name, Ports, Rate, Target, TargetPort, Time, TimeOrNone, Within,
+    WordError,
+};
+
+/// All of it.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Config {
+    /// What is the daemon's as a whole.
+    pub daemon: Daemon,
+    /// Where connections are accepted, by name.
+    pub listeners: BTreeMap<Name, Listener>,
+    /// Where they go, by name.
+    pub pools: BTreeMap<Name, Pool>,
+}
+
+impl Config {
+    /// The name of the pool that a listener's connections go to: the one that it names, or that of its own
+    /// name.
+    #[must_use]
+    pub fn pool_of<'a>(&'a self, name: &'a Name, listener: &'a Listener) -> &'a Name {
+        listener.pool.as_ref().unwrap_or(name)
+    }
+}
+
+/// The values of a command line that says nothing: a file's keys have the same defaults.
+fn defaults<T: Args>() -> T {
+    let command = T::augment_args(clap::Command::new("limpid").no_binary_name(true));
+    let matches = command.get_matches_from(std::iter::empty::<&str>());
+    T::from_arg_matches(&matches).expect("no option is required")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_has_a_default() {
+        let config = Config::default();
+        assert!(config.listeners.is_empty() && config.pools.is_empty());
+        assert_eq!(Listener::default().listen, []);
+        assert_eq!(Pool::default().upstream, []);
+    }
+}

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::bpf::LoadError;
 use crate::bpf::attach::RemoveError;
 use crate::bpf::pins;
-use crate::cli::run::{RunArgs, SourceArg};
+use crate::cli::run::RunArgs;
 use crate::control::server::{ControlError, Server};
 use crate::flow::{self, Service};
 use crate::forwarded::{self, Keeper};
@@ -115,23 +115,24 @@ pub enum RunError {
 /// Runs until a signal says otherwise.
 pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let accept_proxy = accept_proxy(&args)?;
-    let steer = match args.source {
-        Some(SourceArg::Client) => true,
-        Some(SourceArg::Proxy) => false,
-        None => args.accept_proxy,
-    };
-    let has_sockets = matches!(args.splice, Choice::Sockmap | Choice::Copy);
-    if !steer && has_sockets && args.upstream_interface.is_some() {
+    let steer = args.listener.steers();
+    let has_sockets = matches!(args.listener.splice, Choice::Sockmap | Choice::Copy);
+    if !steer && has_sockets && args.daemon.upstream_interface.is_some() {
         tracing::warn!(
             "--upstream-interface has no effect with --source proxy and --splice {}",
-            args.splice
+            args.listener.splice
         );
     }
     let signals = Signals::new().map_err(RunError::Signals)?;
     let descriptors = raise_limits();
 
     let netlink = Netlink::open()?;
-    let upstreams = reachable(&netlink, resolve(&args.upstream).await?, steer).await?;
+    let upstreams = reachable(
+        &netlink,
+        resolve(&args.pool.upstream[0].target).await?,
+        steer,
+    )
+    .await?;
     let path = args.control.path(&args.instance);
     let Place {
         mut control,
@@ -141,8 +142,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     } = Place::of(&args, &path).await?;
     let registry = Registry::default();
     let limits = Limits {
-        idle: args.idle_timeout,
-        half_close: args.half_close_timeout,
+        idle: args.listener.idle_timeout.get(),
+        half_close: args.listener.half_close_timeout.get(),
     };
     let (forwarded, told) = forwarded::channel();
     let takes_over = deed.is_some();
@@ -154,7 +155,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         kernel => kernel?,
     };
     let rest = async {
-        let engines = kernel.engines(args.splice)?;
+        let engines = kernel.engines(args.listener.splice)?;
         let conversation = match deed {
             Some(deed) => Some(deed.take().await?),
             None => None,
@@ -179,7 +180,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         if engines.has_packet() {
             kernel.clamp_segments(&listener, &netlink).await;
         }
-        let listener = listener::open(listener, args.listen)?;
+        let listener = listener::open(listener, args.listener.listen[0].first())?;
         Ok((engines, predecessor, listener))
     };
     let (engines, predecessor, listener) = match rest.await {
@@ -195,10 +196,10 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let service = Service {
         accept_proxy,
         connector: Connector {
-            source: kernel.source(steer, args.source_mismatch),
+            source: kernel.source(steer, args.listener.source_mismatch),
             upstreams,
-            send_proxy: args.send_proxy,
-            timeout: args.connect_timeout,
+            send_proxy: args.pool.send_proxy,
+            timeout: args.pool.connect_timeout.get(),
             alike: engines.has_packet(),
         },
         engines,
@@ -207,10 +208,10 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         registry,
     };
     tracing::info!(
-        listen = %listener.local_addr().unwrap_or(args.listen),
-        upstream = %args.upstream,
+        listen = %listener.local_addr().unwrap_or(args.listener.listen[0].first()),
+        upstream = %args.pool.upstream[0].target,
         source = if steer { "client" } else { "proxy" },
-        splice = %args.splice,
+        splice = %args.listener.splice,
         instance = %args.instance.instance,
         "ready"
     );
@@ -221,7 +222,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         control,
         signals,
         predecessor,
-        drain: args.drain_timeout,
+        drain: args.daemon.drain_timeout.get(),
     };
     daemon.run(listener, &mut kernel, &netlink).await;
     kernel.tear_down().await?;
@@ -240,7 +241,10 @@ struct Place {
 
 impl Place {
     async fn of(args: &RunArgs, path: &Path) -> Result<Self, RunError> {
-        let (address, interface) = (args.listen, args.downstream_interface.as_deref());
+        let (address, interface) = (
+            args.listener.listen[0].first(),
+            args.listener.downstream_interface.as_deref(),
+        );
         if args.take_over {
             if let Some(heritage) = takeover::ask(path).await? {
                 return Ok(Self {
@@ -384,19 +388,19 @@ fn resets() -> Option<Resets> {
 }
 
 fn accept_proxy(args: &RunArgs) -> Result<Option<AcceptProxy>, RunError> {
-    if !args.accept_proxy {
+    if !args.listener.accept_proxy {
         return Ok(None);
     }
-    let trusted: Networks = args.trust.iter().copied().collect();
+    let trusted: Networks = args.listener.trust.iter().copied().collect();
     if trusted.is_empty() {
         return Err(RunError::NoTrust);
     }
-    let limits = HeaderLimits::v2_len(args.max_header as usize)?;
+    let limits = HeaderLimits::v2_len(args.listener.max_header.get() as usize)?;
     let decoder = Decoder::new(limits);
     Ok(Some(AcceptProxy {
         trusted,
         decoder,
-        timeout: args.header_timeout,
+        timeout: args.listener.header_timeout.get(),
     }))
 }
 

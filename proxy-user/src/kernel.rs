@@ -15,7 +15,8 @@ use crate::bpf::forwards::{Events, ForwardTable};
 use crate::bpf::pins::{self, Elders, Pins};
 use crate::bpf::sockmap::{SockmapError, kernel_version};
 use crate::bpf::{self, Bpf};
-use crate::cli::run::{MismatchArg, RunArgs};
+use crate::cli::run::RunArgs;
+use crate::config::Mismatch;
 use crate::daemon::RunError;
 use crate::forwarded::Forwarded;
 use crate::interfaces::{Downstream, Interfaces};
@@ -101,12 +102,12 @@ impl Kernel {
             lock,
         };
         let inherits = inherited.is_some();
-        let forwards = matches!(args.splice, Choice::Auto | Choice::Packet)
+        let forwards = matches!(args.listener.splice, Choice::Auto | Choice::Packet)
             || inherited.as_ref().is_some_and(|theirs| theirs.steers);
-        if !steer && args.splice == Choice::Copy && !inherits {
+        if !steer && args.listener.splice == Choice::Copy && !inherits {
             return Ok(with(Err("not needed".to_owned()), None));
         }
-        let optional = !steer && args.splice == Choice::Auto && !inherits;
+        let optional = !steer && args.listener.splice == Choice::Auto && !inherits;
         let mut kernel = match Self::load(args, inherited) {
             Ok((bpf, lock)) => with(Ok(bpf), Some(lock)),
             // Without BPF one can still copy.
@@ -141,7 +142,7 @@ impl Kernel {
         };
         let log_level = tracing::level_filters::LevelFilter::current();
         let options = bpf::Options {
-            max_flows: args.max_flows,
+            max_flows: args.daemon.max_flows.get(),
             log_level,
         };
         let mut bpf = Bpf::load(pins, &options)?;
@@ -167,14 +168,14 @@ impl Kernel {
         let table = bpf.forwards()?;
         let forwards = forwards || !table.records().is_empty();
         let downstream = forwards.then(|| Downstream {
-            listen: args.listen.ip().to_canonical(),
-            named: args.downstream_interface.clone(),
+            listen: args.listener.listen[0].ip.to_canonical(),
+            named: args.listener.downstream_interface.clone(),
         });
         let mut interfaces = Interfaces::new(
-            args.upstream_interface.clone(),
+            args.daemon.upstream_interface.clone(),
             upstreams.to_vec(),
             downstream,
-            args.attach,
+            args.daemon.attach,
         );
         interfaces.attach(bpf, netlink).await?;
         let table = Arc::new(table);
@@ -183,7 +184,7 @@ impl Kernel {
         let steering = Steering::new(
             bpf.flow_table()?,
             Arc::clone(&table),
-            args.max_flows as usize,
+            args.daemon.max_flows.get() as usize,
         );
         match netlink::changes() {
             Ok(changes) => self.changes = changes,
@@ -260,12 +261,12 @@ impl Kernel {
 
     /// Whose address backends see, and where that is entered.
     #[must_use]
-    pub fn source(&self, steer: bool, mismatch: MismatchArg) -> Source {
+    pub fn source(&self, steer: bool, mismatch: Mismatch) -> Source {
         let steering = self.tc.as_ref().map(|tc| Arc::clone(&tc.steering));
         match steering {
             Some(steering) if steer => Source::Client {
                 steering,
-                mismatch_proxy: mismatch == MismatchArg::Proxy,
+                mismatch_proxy: mismatch == Mismatch::Proxy,
             },
             steering => Source::Proxy { steering },
         }

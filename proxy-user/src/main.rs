@@ -10,8 +10,8 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use proxy_user::bpf::probe;
-use proxy_user::cli::run::LogFormat;
 use proxy_user::cli::{Cli, Command, cleanup, flows};
+use proxy_user::config::LogFormat;
 use proxy_user::daemon::{self, RunError};
 use tracing_subscriber::EnvFilter;
 
@@ -55,7 +55,7 @@ fn command(command: Command) -> anyhow::Result<()> {
     runtime.block_on(async {
         match command {
             Command::Run(args) => {
-                log(args.log_format);
+                log(args.daemon.log_format);
                 daemon::run(*args).await?;
             }
             Command::Flows(args) => print(&flows::flows(&args).await?)?,

@@ -19,6 +19,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
+use crate::config::SendProxy;
 use crate::header::Identified;
 use crate::steering::{ClaimError, Identity, Offer, Steering};
 use crate::sys::{self, repair};
@@ -40,15 +41,6 @@ pub enum Source {
         /// refusal.
         mismatch_proxy: bool,
     },
-}
-
-/// The version of the PROXY header that we send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum SendProxy {
-    /// The text form.
-    V1,
-    /// The binary form.
-    V2,
 }
 
 /// How backends are connected to.

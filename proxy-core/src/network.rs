@@ -32,7 +32,8 @@ pub struct ParseNetworkError {
 }
 
 impl Network {
-    fn contains(&self, ip: IpAddr) -> bool {
+    /// Whether `ip` is in it.
+    pub fn contains(&self, ip: IpAddr) -> bool {
         let anyone = self.0.addr().is_ipv4() && self.0.prefix_len() == 0;
         anyone || self.0.contains(&ip)
     }

@@ -3,25 +3,34 @@
 //! Each stage takes what the one before it made, so none can be skipped.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use proxy_core::address::{Listener, Peer};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Admission, Refused};
+use crate::config::{Name, Refuse};
 use crate::forwarded::Forwarded;
 use crate::header::{self, AcceptProxy, Identified, IdentifyError};
 use crate::record::{Ending, Record, Weight};
-use crate::registry::{Flow, Registry};
+use crate::registry::Registry;
 use crate::splice::{self, End, Engines, Limits, Spliced};
 use crate::sys;
 use crate::upstream::{ConnectError, Connected, Connector};
 
-/// What all connections of a listener share.
+/// What all connections of a listener share, as the configuration says. A reload puts another in its place;
+/// connections keep the one that they came to.
 #[derive(Debug)]
 pub struct Service {
+    /// The listener's name.
+    pub name: Name,
     /// Who may send a header; `None` where none is expected.
     pub accept_proxy: Option<AcceptProxy>,
+    /// Which clients are let in, and how many.
+    pub admission: Arc<Admission>,
+    /// How clients are refused.
+    pub refuse: Refuse,
     /// How the backend is reached.
     pub connector: Connector,
     /// What moves the bytes.
@@ -45,17 +54,15 @@ pub struct Accepted {
     pub listener: Listener,
 }
 
-/// Takes a connection to its end, or to where it goes on without sockets. `stop` ends it early, with a
-/// reset to both sides.
-pub async fn serve(service: Arc<Service>, accepted: Accepted, stop: CancellationToken) {
-    let record = Record::open(&service.registry, accepted.peer);
+/// Takes a connection to its end, or to where it goes on without sockets. What ends its flow early
+/// ([`Flow::end`]) resets both sides.
+pub async fn serve(service: Arc<Service>, accepted: Accepted) {
+    let mut record = Record::open(&service.registry, accepted.peer, accepted.listener);
     let flow = Arc::clone(record.flow());
     // Until both sides are connected, whatever ends the flow early is a failure to its client.
     sys::reset_on_close(&accepted.stream, true);
-    let end = match stop
-        .run_until_cancelled(open(&service, accepted, &flow))
-        .await
-    {
+    let opened = flow.stop.run_until_cancelled(open(&service, accepted, &mut record));
+    let end = match opened.await {
         None => splice_ending(End::Stopped),
         Some(Err(end)) => end,
         Some(Ok((identified, mut connected))) => {
@@ -72,11 +79,12 @@ pub async fn serve(service: Arc<Service>, accepted: Accepted, stop: Cancellation
                 legs,
                 &service.limits,
                 &flow.progress,
-                stop,
+                flow.stop.clone(),
             );
             match (spliced.await, connected.identity) {
                 (Spliced::Forwarded(forwarding), Some(identity)) => {
-                    return service.forwarded.keep(record, forwarding, identity);
+                    let limits = service.limits;
+                    return service.forwarded.keep(record, forwarding, identity, limits);
                 }
                 // The engine has switched what is steered, and nothing else.
                 (Spliced::Forwarded(_), None) => splice_ending(End::Stopped),
@@ -85,51 +93,49 @@ pub async fn serve(service: Arc<Service>, accepted: Accepted, stop: Cancellation
             }
         }
     };
-    record.close(end);
+    let stopped = flow.ended().filter(|_| end.label == End::Stopped.label());
+    record.close(stopped.map_or(end, splice_ending));
 }
 
-/// Header and upstream: everything until bytes can flow.
+/// Header, admission and upstream: everything until bytes can flow.
 async fn open(
     service: &Service,
     accepted: Accepted,
-    flow: &Flow,
+    record: &mut Record,
 ) -> Result<(Identified, Connected), Ending> {
     let Accepted {
         stream,
         peer,
         listener,
     } = accepted;
+    let flow = Arc::clone(record.flow());
     let identified = header::identify(stream, peer, service.accept_proxy.as_ref())
         .await
         .map_err(|e| header_ending(&e))?;
     let _ = flow.client.set(identified.client);
     let _ = flow.header.set(identified.took);
-    let connected = connect(&service.connector, &identified, listener, flow)
-        .await
-        .map_err(|e| connect_ending(&e))?;
+    let place = service.admission.admit(identified.client, Instant::now());
+    record.admitted(place.map_err(|e| {
+        sys::reset_on_close(&identified.downstream, service.refuse == Refuse::Reset);
+        admission_ending(&e)
+    })?);
+    let connected = tokio::select! {
+        connected = service.connector.connect(&identified, listener) => connected,
+        // A FIN is no reason: the request may have come before it.
+        _ = identified.downstream.ready(Interest::ERROR) => Err(ConnectError::Left),
+    };
+    let (connected, lease) = connected.map_err(|e| {
+        if let Some(upstream) = e.upstream() {
+            let _ = flow.upstream.set(upstream);
+        }
+        connect_ending(&e)
+    })?;
+    let _ = flow.upstream.set(connected.upstream);
     let _ = flow.source.set(connected.source);
     let _ = flow.connect.set(connected.took);
     flow.progress.sent_up(connected.sent);
+    record.served_by(lease);
     Ok((identified, connected))
-}
-
-async fn connect(
-    connector: &Connector,
-    identified: &Identified,
-    listener: Listener,
-    flow: &Flow,
-) -> Result<Connected, ConnectError> {
-    let prepared = connector.prepare(identified)?;
-    let upstream = prepared.upstream;
-    let _ = flow.upstream.set(upstream);
-    if let Some(source) = prepared.source() {
-        let _ = flow.source.set(source);
-    }
-    tokio::select! {
-        connected = connector.connect(prepared, identified, listener) => connected,
-        // A FIN is no reason: the request may have come before it.
-        _ = identified.downstream.ready(Interest::ERROR) => Err(ConnectError::Left(upstream)),
-    }
 }
 
 fn header_ending(error: &IdentifyError) -> Ending {
@@ -147,6 +153,14 @@ fn header_ending(error: &IdentifyError) -> Ending {
     }
 }
 
+fn admission_ending(error: &Refused) -> Ending {
+    Ending {
+        label: error.label(),
+        weight: Weight::Warning,
+        detail: Some(error.to_string()),
+    }
+}
+
 fn connect_ending(error: &ConnectError) -> Ending {
     Ending {
         label: error.label(),
@@ -158,9 +172,14 @@ fn connect_ending(error: &ConnectError) -> Ending {
 /// How the end of a spliced flow is recorded.
 pub fn splice_ending(end: End) -> Ending {
     let (weight, detail) = match end {
-        End::Finished | End::Reset(_) | End::IdleTimeout | End::HalfCloseTimeout | End::Stopped => {
-            (Weight::Normal, None)
-        }
+        End::Finished
+        | End::Reset(_)
+        | End::IdleTimeout
+        | End::HalfCloseTimeout
+        | End::Stopped
+        | End::Killed
+        | End::ListenerGone
+        | End::NoLongerAllowed => (Weight::Normal, None),
         End::Failed(_) | End::Unroutable(_) | End::HandoverLost => {
             (Weight::Warning, Some(end.to_string()))
         }

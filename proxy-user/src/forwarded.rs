@@ -13,7 +13,7 @@ use futures_util::StreamExt as _;
 use proxy_common::flow::{
     self as layout, Forward, HANDING_OVER, LEFT, SEEN_ENDED, SEEN_FIN, SEEN_RST, SETTLED, Tuple,
 };
-use proxy_core::address::{Client, Peer, Upstream};
+use proxy_core::address::{Client, Listener, Peer, Upstream};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 use tokio::time::{Instant as TokioInstant, sleep_until};
@@ -21,11 +21,11 @@ use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue::Key;
 
 use crate::bpf::forwards::{Events, ForwardTable};
+use crate::daemon::state::State;
 use crate::flow::splice_ending;
 use crate::kernel::ForwardedParts;
 use crate::paths::Paths;
 use crate::record::Record;
-use crate::registry::Registry;
 use crate::reset::Resets;
 use crate::splice::{End, EngineKind, Forwarding, Limits, Progress, Side, State};
 use crate::steering::{Identity, Steering};
@@ -53,6 +53,7 @@ enum Message {
     Keep(Box<Kept>),
     RoutesChanged,
     Stop,
+    End(u64, End),
     HandOver {
         later: UnboundedSender<u64>,
         done: oneshot::Sender<()>,
@@ -76,7 +77,13 @@ pub struct Told(UnboundedReceiver<Message>);
 
 impl Forwarded {
     /// Keeps a flow until it ends.
-    pub fn keep(&self, record: Record, forwarding: Forwarding, identity: Identity) {
+    pub fn keep(
+        &self,
+        record: Record,
+        forwarding: Forwarding,
+        identity: Identity,
+        limits: Limits,
+    ) {
         let Forwarding {
             flow,
             record: known,
@@ -89,6 +96,7 @@ impl Forwarded {
             end,
             record,
             identity,
+            limits,
             routes: Some(routes),
             deadline: None,
             unroutable: None,
@@ -103,6 +111,11 @@ impl Forwarded {
     /// Resets every flow.
     pub fn stop(&self) {
         self.tell(Message::Stop);
+    }
+
+    /// Resets the flow of this number in the registry, if it has no sockets any more.
+    pub fn end(&self, id: u64, why: End) {
+        self.tell(Message::End(id, why));
     }
 
     /// Leaves every flow to another daemon; those to come are told to `later`.
@@ -153,6 +166,7 @@ struct Kept {
     end: Option<End>,
     record: Record,
     identity: Identity,
+    limits: Limits,
     /// [`Paths::generation`] when its ways were looked up; `None`: by another daemon.
     routes: Option<u64>,
     deadline: Option<Key>,
@@ -183,8 +197,7 @@ pub struct Keeper {
     /// `None`: nobody can be told of an end (no `CAP_NET_RAW`).
     resets: Option<Resets>,
     steering: Arc<Steering>,
-    registry: Registry,
-    limits: Limits,
+    state: Arc<State>,
     flows: HashMap<u64, Kept>,
     lingering: HashMap<u64, Lingering>,
     deadlines: DelayQueue<u64>,
@@ -203,8 +216,7 @@ impl Keeper {
         Told(told): Told,
         parts: ForwardedParts,
         resets: Option<Resets>,
-        registry: Registry,
-        limits: Limits,
+        state: Arc<State>,
         predecessor: bool,
     ) -> Self {
         let ForwardedParts {
@@ -220,8 +232,7 @@ impl Keeper {
             paths,
             resets,
             steering,
-            registry,
-            limits,
+            state,
             flows: HashMap::new(),
             lingering: HashMap::new(),
             deadlines: DelayQueue::new(),
@@ -241,6 +252,7 @@ impl Keeper {
                     Some(Message::Keep(kept)) => self.keep(*kept),
                     Some(Message::RoutesChanged) => self.reroute().await,
                     Some(Message::Stop) => self.stop(),
+                    Some(Message::End(id, why)) => self.end(id, why),
                     Some(Message::HandOver { later, done }) => {
                         self.hand_over(later);
                         let _ = done.send(());
@@ -276,7 +288,8 @@ impl Keeper {
             let _ = successor.send(flow);
             return;
         }
-        let (flow, end) = (kept.flow, kept.end.take());
+        // It may have been ended while it was on its way to here.
+        let (flow, end) = (kept.flow, kept.end.take().or(kept.record.flow().ended()));
         if kept.routes != Some(self.paths.generation()) {
             // Nobody has looked after its ways meanwhile.
             self.look_again = Some(Instant::now());
@@ -304,9 +317,9 @@ impl Keeper {
         }
         let half = (down.seen | up.seen) & SEEN_FIN != 0;
         let limit = if half {
-            self.limits.half_close
+            kept.limits.half_close
         } else {
-            self.limits.idle
+            kept.limits.idle
         };
         let last = down.last_seen_ns.max(up.last_seen_ns);
         let last = if last == 0 {
@@ -441,6 +454,13 @@ impl Keeper {
         }
     }
 
+    fn end(&mut self, id: u64, why: End) {
+        let kept = self.flows.values().find(|kept| kept.record.flow().id == id);
+        if let Some(flow) = kept.map(|kept| kept.flow) {
+            self.abort(flow, why);
+        }
+    }
+
     fn hand_over(&mut self, later: UnboundedSender<u64>) {
         self.successor = Some(later);
         self.lingering.clear();
@@ -534,8 +554,9 @@ impl Keeper {
         let now = Instant::now();
         let accepted = now.checked_sub(age).unwrap_or(now);
         let record = Record::adopt(
-            &self.registry,
+            &self.state.registry,
             Peer::new(known.downstream.source()),
+            Listener::new(known.downstream.destination()),
             accepted,
         );
         let details = record.flow();
@@ -555,6 +576,7 @@ impl Keeper {
             direction.forwarded(Arc::clone(&self.table), flow, key);
             direction.handed_over(handed_over);
         }
+        let limits = self.state.limits_at(details.called);
         let identity = self.steering.adopt(flow, known.upstream);
         if known.state == LEFT {
             known.state = SETTLED;
@@ -568,6 +590,7 @@ impl Keeper {
             end: lost.then_some(End::HandoverLost),
             record,
             identity,
+            limits,
             routes: None,
             deadline: None,
             unroutable: None,

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use proxy_user::bpf::probe;
-use proxy_user::cli::{Cli, Command, cleanup, flows};
+use proxy_user::cli::{Cli, Command, cleanup, flows, servers, status};
 use proxy_user::config::LogFormat;
 use proxy_user::daemon::{self, RunError};
 use tracing_subscriber::EnvFilter;
@@ -55,10 +55,16 @@ fn command(command: Command) -> anyhow::Result<()> {
     runtime.block_on(async {
         match command {
             Command::Run(args) => {
-                log(args.daemon.log_format);
-                daemon::run(*args).await?;
+                let config = args.configuration()?;
+                log(config.daemon.log_format);
+                daemon::run(*args, config).await?;
             }
-            Command::Flows(args) => print(&flows::flows(&args).await?)?,
+            Command::Status(args) => _ = print(&status::status(&args).await?)?,
+            Command::Flows(args) => watch(&args).await?,
+            Command::Flow(args) => _ = print(&flows::flow(&args).await?)?,
+            Command::Servers(args) => _ = print(&servers::servers(&args).await?)?,
+            Command::Server(args) => _ = print(&servers::server(&args).await?)?,
+            Command::Reload(args) => _ = print(&status::reload(&args).await?)?,
             Command::Cleanup(args) => {
                 log(LogFormat::Text);
                 for line in cleanup::cleanup(&args).await? {
@@ -74,11 +80,28 @@ fn command(command: Command) -> anyhow::Result<()> {
     })
 }
 
-/// A line on standard output. A reader that has had enough is no failure.
-fn print(line: &str) -> anyhow::Result<()> {
+/// Prints the flows, once or again and again.
+async fn watch(args: &flows::FlowsArgs) -> anyhow::Result<()> {
+    /// Cursor to the first place, all behind it cleared (ECMA-48: CUP, ED).
+    const AFRESH: &str = "\x1b[H\x1b[2J";
+    let afresh = !args.json && std::io::stdout().is_terminal();
+    loop {
+        let list = flows::flows(args).await?;
+        let before = if afresh && args.watch.is_some() { AFRESH } else { "" };
+        let read = print(&format!("{before}{list}"))?;
+        match args.every() {
+            Some(time) if read => tokio::time::sleep(time).await,
+            Some(_) | None => return Ok(()),
+        }
+    }
+}
+
+/// A line on standard output. False: its reader has had enough, which is no failure.
+fn print(line: &str) -> anyhow::Result<bool> {
     match writeln!(std::io::stdout().lock(), "{line}") {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("standard output"),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(e).context("standard output"),
     }
 }
 

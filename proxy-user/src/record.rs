@@ -6,8 +6,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proxy_core::address::Peer;
+use proxy_core::address::{Listener, Peer};
 
+use crate::admission::Place;
+use crate::pool::Lease;
 use crate::registry::{Flow, Registry};
 
 /// How a connection ended.
@@ -39,12 +41,15 @@ pub struct Record {
     registry: Registry,
     /// `None`: nothing is logged.
     end: Option<Ending>,
+    /// Given back with the record: its share of what its listener lets in, and of its server.
+    place: Option<Place>,
+    lease: Option<Lease>,
 }
 
 impl Record {
     /// Opens the record of a connection that has just been accepted.
     #[must_use]
-    pub fn open(registry: &Registry, peer: Peer) -> Self {
+    pub fn open(registry: &Registry, peer: Peer, called: Listener) -> Self {
         // What is logged if the task is dropped on the way.
         let end = Ending {
             label: "aborted",
@@ -52,30 +57,44 @@ impl Record {
             detail: None,
         };
         Self {
-            flow: registry.open(peer),
+            flow: registry.open(peer, called),
             registry: registry.clone(),
             end: Some(end),
+            place: None,
+            lease: None,
         }
     }
 
     /// Opens the record of a flow that an earlier daemon has left.
     #[must_use]
-    pub fn adopt(registry: &Registry, peer: Peer, accepted: Instant) -> Self {
+    pub fn adopt(registry: &Registry, peer: Peer, called: Listener, accepted: Instant) -> Self {
         let end = Ending {
             label: "aborted",
             weight: Weight::Warning,
             detail: None,
         };
         Self {
-            flow: registry.adopt(peer, accepted),
+            flow: registry.adopt(peer, called, accepted),
             registry: registry.clone(),
             end: Some(end),
+            place: None,
+            lease: None,
         }
     }
 
     /// Forgets the flow without a word: another daemon will record its end.
     pub fn hand_over(mut self) {
         self.end = None;
+    }
+
+    /// Its listener has let it in.
+    pub fn admitted(&mut self, place: Place) {
+        self.place = Some(place);
+    }
+
+    /// Its server has taken it.
+    pub fn served_by(&mut self, lease: Lease) {
+        self.lease = Some(lease);
     }
 
     /// The flow that it records.

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 
 use crate::config::SendProxy;
 use crate::header::Identified;
+use crate::pool::{Lease, NoServer, Pool, Tried};
 use crate::steering::{ClaimError, Identity, Offer, Steering};
 use crate::sys::{self, repair};
 
@@ -46,8 +47,10 @@ pub enum Source {
 /// How backends are connected to.
 #[derive(Clone, Debug)]
 pub struct Connector {
-    /// The backend's addresses, in the resolver's order.
-    pub upstreams: Vec<Upstream>,
+    /// The servers.
+    pub pool: Arc<Pool>,
+    /// How many other servers are tried where connecting fails.
+    pub retries: u32,
     /// Whose address it sees.
     pub source: Source,
     /// The header that it gets.
@@ -59,24 +62,6 @@ pub struct Connector {
     pub alike: bool,
 }
 
-/// A connection about to be made. Dropped before it is established and handed over, it ends in a RST
-/// or in nothing, never in an orderly FIN.
-#[derive(Debug)]
-pub struct Prepared {
-    socket: TcpSocket,
-    identity: Option<Identity>,
-    /// The backend.
-    pub upstream: Upstream,
-}
-
-impl Prepared {
-    /// The source that the backend will see, where it is known before.
-    #[must_use]
-    pub fn source(&self) -> Option<SocketAddr> {
-        self.identity.as_ref().map(Identity::source)
-    }
-}
-
 /// The upstream side of a flow.
 #[derive(Debug)]
 pub struct Connected {
@@ -84,17 +69,24 @@ pub struct Connected {
     pub stream: TcpStream,
     /// Its place in the flow table, where it carries the client's address.
     pub identity: Option<Identity>,
+    /// The server.
+    pub upstream: Upstream,
     /// The source that the backend sees.
     pub source: SocketAddr,
     /// Payload that has gone to it, in bytes; not the header.
     pub sent: u64,
     /// How long connecting took.
     pub took: Duration,
+    /// How many servers were tried before.
+    pub retries: u32,
 }
 
 /// Why the backend could not be reached.
 #[derive(Debug, Error)]
 pub enum ConnectError {
+    /// There is no server to connect to.
+    #[error(transparent)]
+    NoServer(#[from] NoServer),
     /// The flow could not get its client's address.
     #[error(transparent)]
     Claim(#[from] ClaimError),
@@ -140,8 +132,8 @@ pub enum ConnectError {
     #[error("reading the client's first bytes: {0}")]
     Downstream(#[source] io::Error),
     /// The client's side was reset meanwhile.
-    #[error("the client's side was reset while {0} was being connected to")]
-    Left(Upstream),
+    #[error("the client's side was reset while the backend was being connected to")]
+    Left,
 }
 
 impl ConnectError {
@@ -149,6 +141,7 @@ impl ConnectError {
     #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
+            Self::NoServer(e) => e.label(),
             Self::Claim(e) => e.label(),
             Self::Socket(..) => "socket-error",
             Self::Connect(_, e) if e.kind() == io::ErrorKind::ConnectionRefused => {
@@ -165,56 +158,102 @@ impl ConnectError {
             Self::Header(_) => "header-too-long",
             Self::Send(..) => "upstream-send-error",
             Self::Downstream(_) => "downstream-read-error",
-            Self::Left(_) => "downstream-reset",
+            Self::Left => "downstream-reset",
+        }
+    }
+
+    /// The server, where there is one to name.
+    #[must_use]
+    pub fn upstream(&self) -> Option<Upstream> {
+        match self {
+            Self::Socket(upstream, _)
+            | Self::Connect(upstream, _)
+            | Self::Timeout(upstream, _)
+            | Self::NoReply { upstream, .. }
+            | Self::NotSteered(upstream)
+            | Self::Send(upstream, _)
+            | Self::Claim(
+                ClaimError::FamilyMismatch { upstream, .. } | ClaimError::PortsTaken { upstream, .. },
+            ) => Some(*upstream),
+            Self::NoServer(_)
+            | Self::Claim(_)
+            | Self::Header(_)
+            | Self::Downstream(_)
+            | Self::Left => None,
+        }
+    }
+
+    /// Did the server, or the way to it, fail?
+    fn is_the_servers(&self) -> bool {
+        match self {
+            Self::Connect(_, e) => e.kind() != io::ErrorKind::AddrNotAvailable,
+            Self::Timeout(..) | Self::NoReply { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// May it go better with another server? Nothing has been sent to this one.
+    fn is_only_here(&self) -> bool {
+        match self {
+            Self::Connect(..)
+            | Self::Timeout(..)
+            | Self::NoReply { .. }
+            | Self::NotSteered(_)
+            | Self::Claim(ClaimError::PortsTaken { .. } | ClaimError::ClientAddress { .. }) => true,
+            _ => false,
         }
     }
 }
 
 impl Connector {
-    /// The address that suits a client: of its family if there is one.
-    ///
-    /// # Panics
-    /// Never: `upstreams` is not empty, as the configuration sees to.
-    fn upstream_for(&self, client: Client) -> Upstream {
-        let same = |u: &&Upstream| u.ip().is_ipv4() == client.ip().is_ipv4();
-        *self
-            .upstreams
-            .iter()
-            .find(same)
-            .unwrap_or(&self.upstreams[0])
+    /// Connects to a server for `identified`, which has called `called`; to another one where that fails,
+    /// before the client notices.
+    pub async fn connect(
+        &self,
+        identified: &Identified,
+        called: Listener,
+    ) -> Result<(Connected, Lease), ConnectError> {
+        let mut tried = Tried::default();
+        let mut failure = None;
+        loop {
+            let picked = self.pool.pick(identified.client, called.port(), &tried);
+            // What went wrong with the last one says more than that there is no other.
+            let lease = picked.map_err(|none| failure.take().unwrap_or(none.into()))?;
+            let error = match self.connect_to(lease.upstream(), identified, called).await {
+                Ok(mut connected) => {
+                    lease.connected(connected.took);
+                    connected.retries = tried.len();
+                    return Ok((connected, lease));
+                }
+                Err(error) => error,
+            };
+            if error.is_the_servers() {
+                lease.failed();
+            }
+            tried.add(&lease);
+            if !error.is_only_here() || tried.len() > self.retries {
+                return Err(error);
+            }
+            tracing::debug!(client = %identified.client, "trying another server: {error}");
+            failure = Some(error);
+        }
     }
 
-    /// Makes everything ready to connect for a client, its identity included.
-    pub fn prepare(&self, identified: &Identified) -> Result<Prepared, ConnectError> {
-        let client = identified.client;
-        let upstream = self.upstream_for(client);
+    /// Connects to one.
+    async fn connect_to(
+        &self,
+        upstream: Upstream,
+        identified: &Identified,
+        called: Listener,
+    ) -> Result<Connected, ConnectError> {
         let socket = new_socket(upstream).map_err(|e| ConnectError::Socket(upstream, e))?;
         let offer = if self.alike {
             offer(&identified.downstream)
         } else {
             Offer::ANY
         };
-        let identity = self.claim(&socket, client, upstream, offer)?;
-        Ok(Prepared {
-            socket,
-            identity,
-            upstream,
-        })
-    }
-
-    /// Connects to the backend for `identified`, which connected to `listener`.
-    pub async fn connect(
-        &self,
-        prepared: Prepared,
-        identified: &Identified,
-        listener: Listener,
-    ) -> Result<Connected, ConnectError> {
+        let mut identity = self.claim(&socket, identified.client, upstream, offer)?;
         let started = Instant::now();
-        let Prepared {
-            socket,
-            mut identity,
-            upstream,
-        } = prepared;
         let connecting = timeout(self.timeout, socket.connect(upstream.socket_addr()));
         let mut stream = match connecting.await {
             Ok(Ok(stream)) => stream,
@@ -240,14 +279,16 @@ impl Connector {
         let source = identity.as_ref().map_or(local, Identity::source);
         let took = started.elapsed();
         let sent = self
-            .send_first(&mut stream, identified, listener, upstream)
+            .send_first(&mut stream, identified, called, upstream)
             .await?;
         Ok(Connected {
             stream,
             identity,
+            upstream,
             source,
             sent,
             took,
+            retries: 0,
         })
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args};
 
 use super::{BpffsArgs, ControlArgs, InstanceArgs};
-use crate::config::{Config, Daemon, Listener, Name, Pool};
+use crate::config::{self, Config, Daemon, Listener, LoadError, Name, Pool};
 
 /// Arguments of `limpid run`.
 ///
@@ -60,9 +60,16 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
+    /// What the file says, or the options.
+    pub fn configuration(&self) -> Result<Config, LoadError> {
+        match &self.config {
+            Some(file) => config::load(file),
+            None => Ok(self.options()),
+        }
+    }
+
     /// What the options say.
-    #[must_use]
-    pub fn options(&self) -> Config {
+    fn options(&self) -> Config {
         Config {
             daemon: self.daemon.clone(),
             listeners: [(Name::default(), self.listener.clone())].into(),

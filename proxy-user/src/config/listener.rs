@@ -1,6 +1,7 @@
 //! `[listeners.NAME]`: where connections are accepted, from whom, and what is done with them.
 
 use clap::{Args, ValueEnum};
+use proxy_core::address::Client;
 use proxy_core::network::Network;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -159,6 +160,13 @@ impl Default for Listener {
 }
 
 impl Listener {
+    /// Is the client let in by --allow and --deny?
+    #[must_use]
+    pub fn allows(&self, client: Client) -> bool {
+        let among = |networks: &[Network]| networks.iter().any(|net| net.contains(client.ip()));
+        !among(&self.deny) && (self.allow.is_empty() || among(&self.allow))
+    }
+
     /// Do backends see the clients' addresses?
     #[must_use]
     pub fn steers(&self) -> bool {

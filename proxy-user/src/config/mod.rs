@@ -42,6 +42,19 @@ impl Config {
     pub fn pool_of<'a>(&'a self, name: &'a Name, listener: &'a Listener) -> &'a Name {
         listener.pool.as_ref().unwrap_or(name)
     }
+
+    /// The listener of connections to `called`: one that has that very port before one with a range, and one
+    /// that has the address before one with all.
+    #[must_use]
+    pub fn listener_at(&self, called: proxy_core::address::Listener) -> Option<(&Name, &Listener)> {
+        let fits = |(name, listener): (_, &'_ Listener)| {
+            let fitting = listener.listen.iter().filter_map(|a| a.fits(called));
+            fitting.max().map(|how_well| (how_well, name, listener))
+        };
+        let best = self.listeners.iter().filter_map(fits);
+        best.max_by_key(|(how_well, ..)| *how_well)
+            .map(|(_, name, listener)| (name, listener))
+    }
 }
 
 /// The values of a command line that says nothing: a file's keys have the same defaults.

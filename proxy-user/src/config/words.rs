@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use proxy_core::address::Listener;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_with::DeserializeFromStr;
@@ -256,6 +257,19 @@ pub struct ListenAddress {
 }
 
 impl ListenAddress {
+    /// Does a connection to `called` come to here? If so, how exactly is that said: the port, the address.
+    #[must_use]
+    pub fn fits(self, called: Listener) -> Option<(bool, bool)> {
+        let ip = self.ip.to_canonical();
+        let any = ip.is_unspecified() && (ip.is_ipv6() || called.ip().is_ipv4());
+        let (port, exact) = match self.ports {
+            Ports::One(0) => (true, false),
+            Ports::One(port) => (port == called.port(), true),
+            Ports::Range(first, last) => ((first..=last).contains(&called.port()), false),
+        };
+        (port && (any || ip == called.ip())).then_some((exact, !any))
+    }
+
     /// With the first of the ports.
     #[must_use]
     pub fn first(self) -> SocketAddr {

@@ -1,18 +1,21 @@
-//! The control socket: how `limpid flows` asks a running daemon.
+//! The control socket: how commands like `limpid flows` ask a running daemon.
 //!
 //! One request and one response a connection, each a line of JSON with the protocol's version. The
 //! socket is its owner's alone (mode 0600). A daemon that takes over goes on talking: [`crate::takeover`].
 //!
 //! A request that is not understood gets an answer that says so.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pool::{AdminState, ServerView};
 use crate::takeover::Offer;
 
 pub mod client;
 pub mod server;
+mod view;
 
 /// Version of the protocol; raised when a field changes its meaning or goes.
 pub const VERSION: u32 = 1;
@@ -37,6 +40,23 @@ pub enum Command {
     Flows,
     /// The place of this daemon.
     TakeOver,
+    /// How it does.
+    Status,
+    /// The servers of its pools.
+    Servers,
+    /// That a server gets connections, or none.
+    SetServer {
+        /// The pool.
+        pool: String,
+        /// The server's name, or `NAME/ADDRESS` for one of several addresses.
+        server: String,
+        /// What it is to be.
+        state: AdminState,
+    },
+    /// The end of a flow, by its number.
+    KillFlow(u64),
+    /// That it reads its file again.
+    Reload,
 }
 
 /// What is answered.
@@ -47,6 +67,12 @@ pub enum Response {
     Flows(Vec<FlowView>),
     /// What comes with this line, and is shared from now on.
     TakeOver(Offer),
+    /// How it does.
+    Status(Box<StatusView>),
+    /// The servers of its pools.
+    Servers(Vec<ServerView>),
+    /// It is done.
+    Done(String),
     /// The request was not understood, is of another version, or cannot be answered now.
     Error(String),
 }
@@ -56,6 +82,44 @@ pub fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     Ok(line)
+}
+
+/// How a daemon does, as `limpid status --json` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// Its version.
+    pub version: String,
+    /// Its name.
+    pub instance: String,
+    /// Its process.
+    pub pid: u32,
+    /// Since it was started, in milliseconds.
+    pub uptime_ms: u64,
+    /// It accepts no connections any more.
+    pub ending: bool,
+    /// The file that it reads; absent where it was started with options.
+    pub config: Option<String>,
+    /// Its open flows, by engine, or by state where they have none yet.
+    pub flows: BTreeMap<String, u64>,
+    /// Its listeners.
+    pub listeners: Vec<ListenerView>,
+}
+
+/// A listener, as `limpid status --json` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerView {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub listen: Vec<String>,
+    /// Where its connections go.
+    pub pool: String,
+    /// Whose address backends see.
+    pub source: String,
+    /// What moves the bytes.
+    pub splice: String,
+    /// Its open connections.
+    pub connections: u64,
 }
 
 /// A flow, as `limpid flows --json` prints it.

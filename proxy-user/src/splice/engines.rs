@@ -159,7 +159,7 @@ pub enum EnginesError {
     Refused(Doubt),
     /// It could not be set up.
     #[error("--splice sockmap: {0}")]
-    Sockmap(#[from] SockmapError),
+    Sockmap(#[from] Arc<SockmapError>),
 }
 
 /// The engines of this daemon.
@@ -177,7 +177,7 @@ impl Engines {
     pub fn new(
         choice: Choice,
         version: Option<(u32, u32, u32)>,
-        load: impl FnOnce() -> Result<Sockmap, SockmapError>,
+        load: impl FnOnce() -> Result<Arc<Sockmap>, Arc<SockmapError>>,
     ) -> Result<Self, EnginesError> {
         let sockmap = match (choice, trust(version)) {
             (Choice::Copy, _) => Err(None),
@@ -186,17 +186,17 @@ impl Engines {
                 Err(Some(Fallback::Kernel(doubt)))
             }
             (Choice::Auto | Choice::Packet, Trust::Trusted) => {
-                load().map(Arc::new).map_err(|error| {
+                load().map_err(|error| {
                     tracing::warn!("sockmap is not used: {error}");
-                    Some(Fallback::from(&error))
+                    Some(Fallback::from(&*error))
                 })
             }
             (Choice::Sockmap, Trust::Refused(doubt)) => return Err(EnginesError::Refused(doubt)),
             (Choice::Sockmap, Trust::OptIn(doubt)) => {
                 tracing::warn!("sockmap at your own risk: {}", doubt.reason());
-                Ok(Arc::new(load()?))
+                Ok(load()?)
             }
-            (Choice::Sockmap, Trust::Trusted) => Ok(Arc::new(load()?)),
+            (Choice::Sockmap, Trust::Trusted) => Ok(load()?),
         };
         Ok(Self {
             packet: None,
@@ -229,8 +229,8 @@ impl Engines {
 mod tests {
     use super::*;
 
-    fn unavailable() -> Result<Sockmap, SockmapError> {
-        Err(SockmapError::Missing("map SOURCES"))
+    fn unavailable() -> Result<Arc<Sockmap>, Arc<SockmapError>> {
+        Err(Arc::new(SockmapError::Missing("map SOURCES")))
     }
 
     #[test]

@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::steering::Identity;
+use crate::config::Listener;
 use crate::sys;
 use crate::sys::splice as tcp;
 
@@ -72,6 +73,17 @@ pub struct Limits {
     pub idle: Duration,
     /// After one side has ended its stream.
     pub half_close: Duration,
+}
+
+impl Limits {
+    /// Those of a listener's flows.
+    #[must_use]
+    pub fn of(listener: &Listener) -> Self {
+        Self {
+            idle: listener.idle_timeout.get(),
+            half_close: listener.half_close_timeout.get(),
+        }
+    }
 }
 
 /// Splices a flow until it ends, and closes both sockets: in order where it ended in order, with a
@@ -149,7 +161,10 @@ impl Flow<'_> {
             | End::HandoverLost
             | End::IdleTimeout
             | End::HalfCloseTimeout
-            | End::Stopped => {
+            | End::Stopped
+            | End::Killed
+            | End::ListenerGone
+            | End::NoLongerAllowed => {
                 for socket in [&self.downstream, &self.upstream] {
                     sys::reset_on_close(socket, true);
                 }

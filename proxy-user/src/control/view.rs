@@ -1,0 +1,70 @@
+//! A daemon, in the words of the protocol.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::time::Instant;
+
+use super::{FlowView, ListenerView, StatusView};
+use crate::daemon::state::State;
+use crate::registry::Flow;
+
+pub(super) fn status(state: &State) -> StatusView {
+    let config = state.config();
+    let flows = state.registry.list();
+    let mut by_engine = BTreeMap::new();
+    let mut by_listener = BTreeMap::new();
+    for flow in &flows {
+        let engine = flow.progress.engine().map(|engine| engine.label());
+        *by_engine
+            .entry(engine.unwrap_or_else(|| flow.state()).to_owned())
+            .or_insert(0) += 1;
+        if let Some((name, _)) = config.listener_at(flow.called) {
+            *by_listener.entry(name).or_insert(0) += 1;
+        }
+    }
+    let listeners = config.listeners.iter().map(|(name, listener)| ListenerView {
+        name: name.to_string(),
+        listen: listener.listen.iter().map(ToString::to_string).collect(),
+        pool: config.pool_of(name, listener).to_string(),
+        source: if listener.steers() { "client" } else { "proxy" }.to_owned(),
+        splice: listener.splice.to_string(),
+        connections: by_listener.get(name).copied().unwrap_or(0),
+    });
+    StatusView {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        instance: state.instance.clone(),
+        pid: std::process::id(),
+        uptime_ms: age_ms(state.started),
+        ending: state.is_ending(),
+        config: state.file.as_ref().map(|file| file.display().to_string()),
+        flows: by_engine,
+        listeners: listeners.collect(),
+    }
+}
+
+fn age_ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(super) fn flow(flow: &Flow) -> FlowView {
+    let text = |address: Option<&dyn Display>| address.map(ToString::to_string);
+    FlowView {
+        id: flow.id,
+        client: text(flow.client.get().map(|a| a as _)),
+        downstream: flow.peer.to_string(),
+        upstream: text(flow.upstream.get().map(|a| a as _)),
+        source: text(flow.source.get().map(|a| a as _)),
+        engine: flow
+            .progress
+            .engine()
+            .map(|engine| engine.label().to_owned()),
+        state: flow.state().to_owned(),
+        bytes_up: flow.progress.bytes_up(),
+        bytes_down: flow.progress.bytes_down(),
+        age_ms: age_ms(flow.accepted),
+        fallback: flow
+            .progress
+            .fallback()
+            .map(|reason| reason.label().to_owned()),
+    }
+}

@@ -1,0 +1,612 @@
+//! `limpid run`: everything set up, in an order that leaves nothing behind when a step fails; the
+//! accept loop; the orderly end, or another daemon in this one's place.
+
+use std::fmt::Display;
+use std::future::pending;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use proxy_core::header::{Decoder, LimitError, Limits as HeaderLimits};
+use socket2::Socket;
+use thiserror::Error;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::{Notify, Semaphore};
+
+use crate::bpf::LoadError;
+use crate::bpf::attach::RemoveError;
+use crate::bpf::pins::{self, Pins};
+use crate::cli::run::RunArgs;
+use crate::config::{self, Config};
+use crate::control::server::{ControlError, Server};
+use crate::flow::Service;
+use crate::forwarded::{self, Keeper, Told as Tidings};
+use crate::header::AcceptProxy;
+use crate::interfaces::InterfacesError;
+use crate::kernel::{Inherited, Kernel, Needs};
+use crate::listener::ListenError;
+use crate::netlink::{Netlink, NetlinkError, Route};
+use crate::pool::resolve::Resolver;
+use crate::pool::{Pool, PoolError};
+use crate::reset::Resets;
+use crate::splice::{End, EnginesError, Limits};
+use crate::takeover::{self, Deed, Estate, Predecessor, Preparing, Successor, TakeOverError};
+use crate::upstream::Connector;
+
+mod drain;
+pub mod listeners;
+mod signals;
+pub mod state;
+
+use drain::Drain;
+use listeners::{Listeners, Prepared, Services};
+use signals::{Signals, Told};
+use state::{Order, Pools, State};
+
+/// Why the daemon did not start.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    File(#[from] config::LoadError),
+    /// What it says, or the command line, cannot be done.
+    #[error(transparent)]
+    Config(#[from] config::CheckError),
+    /// The largest header is out of range.
+    #[error("--max-header: {0}")]
+    MaxHeader(#[from] LimitError),
+    /// A pool has no servers.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// Names cannot be resolved.
+    #[error(transparent)]
+    Resolver(#[from] ResolverError),
+    /// The upstream is this host.
+    #[error(
+        "--source client does not work with an upstream on this very host ({0}): its replies to the \
+         client never reach an interface. Use --source proxy, or run the service in a network \
+         namespace or container of its own"
+    )]
+    LocalUpstream(IpAddr),
+    /// The address cannot be listened on.
+    #[error("--listen: {0}")]
+    Listen(#[from] ListenError),
+    /// The running daemon is not taken over.
+    #[error("--take-over: {0}")]
+    TakeOver(#[from] TakeOverError),
+    /// The running daemon's tables cannot be used.
+    #[error(
+        "--take-over: the tables of the running limpid have layout version {found}, this one needs \
+         {expected}. The running one goes on. To change versions, stop it (its flows get \
+         --drain-timeout to end), then start this one"
+    )]
+    OtherLayout {
+        /// The version in the pins.
+        found: u32,
+        /// This program's.
+        expected: u32,
+    },
+    /// There is no control socket.
+    #[error("--control: {0}")]
+    Control(#[from] ControlError),
+    /// The kernel's tables cannot be read.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The interfaces cannot be found or attached to.
+    #[error(transparent)]
+    Interfaces(#[from] InterfacesError),
+    /// The pins cannot be had.
+    #[error(transparent)]
+    Pins(#[from] pins::PinsError),
+    /// The BPF side cannot be set up.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// There is no BPF side.
+    #[error("--splice packet: {0}")]
+    NoBpf(String),
+    /// Something stays that was to be removed.
+    #[error(transparent)]
+    Remove(#[from] RemoveError),
+    /// The engine asked for cannot be had.
+    #[error(transparent)]
+    Engines(#[from] EnginesError),
+    /// Signals cannot be received.
+    #[error("cannot wait for signals: {0}")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Why a configuration was not put in force; the one before still is.
+#[derive(Debug, Error)]
+pub enum ReloadError {
+    /// There is no file to read again.
+    #[error("this limpid was started without --config: there is no file to read again")]
+    NoFile,
+    /// What was changed cannot be changed while it runs.
+    #[error(transparent)]
+    NotReloadable(#[from] config::NotReloadable),
+    /// It could not have been started with it either.
+    #[error(transparent)]
+    Run(Box<RunError>),
+}
+
+impl<E: Into<RunError>> From<E> for ReloadError {
+    fn from(error: E) -> Self {
+        Self::Run(Box::new(error.into()))
+    }
+}
+
+/// Serves `config` until a signal says otherwise; `args` say who and where it is.
+pub async fn run(args: RunArgs, config: Config) -> Result<(), RunError> {
+    let checked = config.check();
+    checked.warn();
+    checked.result()?;
+    let signals = Signals::new(args.config.is_some()).map_err(RunError::Signals)?;
+    let descriptors = raise_limits();
+    let netlink = Netlink::open()?;
+    let resolver = Resolver::system()?;
+    let moved = Arc::new(Notify::new());
+    let pools = pools(&config, &resolver, &Pools::new(), &moved).await?;
+    reachable(&netlink, &config, &pools).await?;
+
+    let (orders, ordered) = mpsc::unbounded_channel();
+    let (forwarded, told) = forwarded::channel();
+    let state = Arc::new(State::new(
+        args.instance.instance.clone(),
+        args.config.clone(),
+        config.clone(),
+        forwarded,
+        flows_for(descriptors),
+        orders,
+    ));
+    let mut listeners = Listeners::new(Arc::clone(&state));
+    let path = args.control.path(&args.instance);
+    let Place {
+        control,
+        sockets,
+        inherited,
+        deed,
+    } = Place::of(&args, &path).await?;
+    let sockets = listeners.prepare(&config, sockets)?;
+    let mut daemon = Daemon {
+        kernel: Kernel::new(Pins::new(&args.bpffs.bpffs, &args.instance.instance)),
+        state,
+        listeners,
+        netlink,
+        resolver,
+        moved,
+        told: Some(told),
+        control,
+        signals,
+        ordered,
+        predecessor: None,
+    };
+    let takes_over = deed.is_some();
+    match daemon.start(config, pools, sockets, inherited, deed).await {
+        Err(RunError::Load(LoadError::LayoutVersion {
+            found, expected, ..
+        })) if takes_over => {
+            daemon.kernel.tear_down().await?;
+            return Err(RunError::OtherLayout { found, expected });
+        }
+        Err(e) => {
+            daemon.kernel.tear_down().await?;
+            return Err(e);
+        }
+        Ok(()) => {}
+    }
+    if takes_over && let Err(e) = daemon.control.move_to(&path) {
+        tracing::warn!("--control: {e}");
+    }
+    daemon.say_ready();
+    daemon.run().await;
+    daemon.kernel.tear_down().await?;
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// Where a daemon talks and listens, and what it has from the one before.
+struct Place {
+    control: Server,
+    /// Listening sockets of the daemon before, or of whoever has started this one.
+    sockets: Vec<Socket>,
+    inherited: Option<Inherited>,
+    /// The way to take the place, where another daemon still has it.
+    deed: Option<Deed>,
+}
+
+impl Place {
+    async fn of(args: &RunArgs, path: &Path) -> Result<Self, RunError> {
+        if args.take_over {
+            if let Some(heritage) = takeover::ask(path).await? {
+                let sockets = heritage.listeners.into_iter().map(Socket::from);
+                return Ok(Self {
+                    control: Server::bind_beside(path, heritage.folder_made).await?,
+                    sockets: sockets.collect(),
+                    inherited: heritage.kernel,
+                    deed: Some(heritage.deed),
+                });
+            }
+            tracing::info!("there is no limpid to take over: an ordinary start");
+        }
+        Ok(Self {
+            control: Server::bind(path).await?,
+            sockets: Vec::new(),
+            inherited: None,
+            deed: None,
+        })
+    }
+}
+
+/// A daemon.
+struct Daemon {
+    state: Arc<State>,
+    listeners: Listeners,
+    kernel: Kernel,
+    netlink: Netlink,
+    resolver: Resolver,
+    /// A pool's servers have other addresses now.
+    moved: Arc<Notify>,
+    /// What the keeper of flows without sockets is told; `None`: there is one.
+    told: Option<Tidings>,
+    control: Server,
+    signals: Signals,
+    ordered: UnboundedReceiver<Order>,
+    /// Whom it has taken over.
+    predecessor: Option<Predecessor>,
+}
+
+impl Daemon {
+    /// Sets everything up, in an order in which a failure leaves nothing changed for whoever it takes over.
+    async fn start(
+        &mut self,
+        config: Config,
+        pools: Pools,
+        sockets: Prepared,
+        inherited: Option<Inherited>,
+        deed: Option<Deed>,
+    ) -> Result<(), RunError> {
+        let needs = Needs::of(&config);
+        let forwarded = &self.state.forwarded;
+        self.kernel
+            .set_up(&needs, addresses(&pools), &self.netlink, forwarded, inherited)
+            .await?;
+        let services = self.services(&config, &pools)?;
+        let conversation = match deed {
+            Some(deed) => Some(deed.take().await?),
+            None => None,
+        };
+        self.kernel.take_over();
+        let elders = self.kernel.elders();
+        self.predecessor = Predecessor::find(conversation, elders, &self.state.forwarded);
+        self.state.serves(config, pools);
+        self.keep_forwarded()?;
+        self.listeners.apply(sockets, services)?;
+        if let Some(largest) = self.kernel.largest_segment(&self.netlink).await {
+            self.listeners.clamp_segments(largest);
+        }
+        Ok(())
+    }
+
+    /// Has somebody keep the flows without sockets, where there can be any.
+    fn keep_forwarded(&mut self) -> Result<(), RunError> {
+        if self.told.is_none() {
+            return Ok(());
+        }
+        if let Some(parts) = self.kernel.forwarded_parts()?
+            && let Some(told) = self.told.take()
+        {
+            let keeper = Keeper::new(
+                told,
+                parts,
+                resets(),
+                Arc::clone(&self.state),
+                self.predecessor.is_some(),
+            );
+            tokio::spawn(keeper.run());
+        }
+        Ok(())
+    }
+
+    fn services(&mut self, config: &Config, pools: &Pools) -> Result<Services, RunError> {
+        let mut services = Services::new();
+        for (name, listener) in &config.listeners {
+            let pool_name = config.pool_of(name, listener);
+            let (Some(settings), Some(pool)) = (config.pools.get(pool_name), pools.get(pool_name))
+            else {
+                continue; // The configuration was checked.
+            };
+            let engines = self.kernel.engines(listener.splice)?;
+            let connector = Connector {
+                source: self.kernel.source(listener.steers(), listener.source_mismatch),
+                pool: Arc::clone(pool),
+                retries: settings.retries.get(),
+                send_proxy: settings.send_proxy,
+                timeout: settings.connect_timeout.get(),
+                alike: engines.has_packet(),
+            };
+            let service = Service {
+                name: name.clone(),
+                accept_proxy: accept_proxy(listener)?,
+                admission: self.listeners.admission(name, listener),
+                refuse: listener.refuse_with,
+                connector,
+                engines,
+                forwarded: self.state.forwarded.clone(),
+                limits: Limits::of(listener),
+                registry: self.state.registry.clone(),
+            };
+            services.insert(name.clone(), service);
+        }
+        Ok(services)
+    }
+
+    fn say_ready(&self) {
+        let config = self.state.config();
+        let listeners = config.listeners.iter();
+        for (name, listener) in listeners {
+            let pool = config.pool_of(name, listener);
+            let upstream = config.pools.get(pool).map(|pool| words(pool.upstream.iter().map(|s| &s.target)));
+            tracing::info!(
+                listener = %name,
+                listen = words(listener.listen.iter()),
+                upstream,
+                source = if listener.steers() { "client" } else { "proxy" },
+                splice = %listener.splice,
+                "listening"
+            );
+        }
+        tracing::info!(
+            listen = words(self.listeners.addresses().iter()),
+            instance = %self.state.instance,
+            "ready"
+        );
+    }
+
+    /// Serves until a signal comes, or another daemon, and the flows have ended.
+    async fn run(&mut self) {
+        let successor = self.serve().await;
+        self.state.is_to_end();
+        self.listeners.close().await;
+        self.state.serving.close();
+        let drain = Drain {
+            state: &self.state,
+            signals: &mut self.signals,
+            predecessor: self.predecessor.as_mut(),
+        };
+        let deadline = self.state.config().daemon.drain_timeout.get();
+        tokio::select! {
+            () = drain.run(successor, deadline) => {}
+            () = self.control.serve(&self.state) => {}
+            () = self.kernel.tend(&self.netlink, &self.listeners) => {}
+        }
+    }
+
+    /// Serves until a signal comes, or another daemon has taken over.
+    async fn serve(&mut self) -> Option<Successor> {
+        let mut preparing: Option<Preparing> = None;
+        loop {
+            let ready = async {
+                match &mut preparing {
+                    Some(candidate) => candidate.is_ready().await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.control.serve(&self.state) => {}
+                () = self.kernel.tend(&self.netlink, &self.listeners) => {}
+                () = self.moved.notified() => {
+                    let upstreams = addresses(&self.state.pools());
+                    self.kernel.lead_to(upstreams, &self.netlink).await;
+                }
+                told = self.signals.next() => match told {
+                    Told::End(name) => {
+                        tracing::info!("{name}: no more connections are accepted");
+                        return None;
+                    }
+                    Told::Reload => _ = self.reload().await,
+                    Told::Reopen => self.state.reopen_logs(),
+                },
+                Some(order) = self.ordered.recv() => match order {
+                    // It does not listen to the answer any more: it is done all the same.
+                    Order::Reload(done) => _ = done.send(self.reload().await),
+                    // An error: it has given up already.
+                    Order::TakeOver(candidate) if preparing.is_some() => {
+                        let _ = candidate.refuse("another limpid is about to take over").await;
+                    }
+                    Order::TakeOver(candidate) => preparing = candidate.offer(&self.estate()).await.ok(),
+                },
+                ready = ready => match preparing.take().filter(|_| ready) {
+                    Some(candidate) => {
+                        if let Some(successor) = self.hand_over(candidate).await {
+                            return Some(successor);
+                        }
+                    }
+                    None => tracing::info!("the limpid that was to take over has given up"),
+                },
+            }
+        }
+    }
+
+    fn estate(&self) -> Estate<'_> {
+        Estate {
+            listeners: self.listeners.descriptors(),
+            folder: self.kernel.folder(),
+            filters: self.kernel.filters(),
+            steers: self.kernel.steers(),
+            folder_made: self.control.folder_made(),
+        }
+    }
+
+    /// Leaves flows and pins to a daemon that is ready for them.
+    async fn hand_over(&mut self, candidate: Preparing) -> Option<Successor> {
+        self.listeners.pause().await;
+        let (later, told) = mpsc::unbounded_channel();
+        self.state.forwarded.hand_over(later).await;
+        match candidate.succeed(told).await {
+            Ok(successor) => {
+                self.kernel.hand_over();
+                let left = self.state.registry.len();
+                tracing::info!("taken over by another limpid: {left} flow(s) stay until they end");
+                if let Some(predecessor) = &self.predecessor {
+                    predecessor.retire();
+                }
+                Some(successor)
+            }
+            Err(e) => {
+                tracing::warn!("the limpid that was to take over is gone: {e}");
+                self.state.forwarded.take_back();
+                self.listeners.resume();
+                None
+            }
+        }
+    }
+
+    /// Reads the file again. A file that cannot be used changes nothing.
+    async fn reload(&mut self) -> Result<String, ReloadError> {
+        let reloaded = self.try_reload().await;
+        match &reloaded {
+            Ok(done) => tracing::info!("{done}"),
+            Err(e) => tracing::error!("not reloaded, all is as before: {e}"),
+        }
+        reloaded
+    }
+
+    async fn try_reload(&mut self) -> Result<String, ReloadError> {
+        let file = self.state.file.as_ref().ok_or(ReloadError::NoFile)?;
+        let config = config::load(file)?;
+        let checked = config.check();
+        checked.warn();
+        checked.result()?;
+        config.reload_of(&self.state.config())?;
+        let before = self.state.pools();
+        let pools = pools(&config, &self.resolver, &before, &self.moved).await?;
+        reachable(&self.netlink, &config, &pools).await?;
+        let sockets = self.listeners.prepare(&config, Vec::new())?;
+        let needs = Needs::of(&config);
+        let forwarded = &self.state.forwarded;
+        self.kernel
+            .set_up(&needs, addresses(&pools), &self.netlink, forwarded, None)
+            .await?;
+        let services = self.services(&config, &pools)?;
+        self.keep_forwarded()?;
+        self.listeners.apply(sockets, services)?;
+        self.state.serves(config, pools);
+        if let Some(largest) = self.kernel.largest_segment(&self.netlink).await {
+            self.listeners.clamp_segments(largest);
+        }
+        let ended = self.end_what_is_not_allowed();
+        Ok(format!("reloaded; {ended} flow(s) were reset whose listener is gone or whose client is no longer allowed"))
+    }
+
+    /// Ends flows that a reload has taken the right to exist from.
+    fn end_what_is_not_allowed(&self) -> usize {
+        let config = self.state.config();
+        let mut ended = 0;
+        for flow in self.state.registry.list() {
+            let why = match (config.listener_at(flow.called), flow.client.get()) {
+                (None, _) => End::ListenerGone,
+                (Some((_, listener)), Some(client)) if !listener.allows(*client) => {
+                    End::NoLongerAllowed
+                }
+                (Some(_), _) => continue,
+            };
+            ended += usize::from(self.state.end(flow.id, why));
+        }
+        ended
+    }
+}
+
+/// What tells the peers of flows without sockets that these are over.
+fn resets() -> Option<Resets> {
+    Resets::open()
+        .inspect_err(|e| tracing::warn!("flows that are ended here end without a RST: {e}"))
+        .ok()
+}
+
+fn words(things: impl Iterator<Item: Display>) -> String {
+    let words: Vec<String> = things.map(|thing| thing.to_string()).collect();
+    words.join(" ")
+}
+
+fn accept_proxy(listener: &config::Listener) -> Result<Option<AcceptProxy>, RunError> {
+    if !listener.accept_proxy {
+        return Ok(None);
+    }
+    let limits = HeaderLimits::v2_len(listener.max_header.get() as usize)?;
+    Ok(Some(AcceptProxy {
+        trusted: listener.trust.iter().copied().collect(),
+        decoder: Decoder::new(limits),
+        timeout: listener.header_timeout.get(),
+    }))
+}
+
+/// The pools of a configuration; what is known of a server of `before` stays known.
+async fn pools(
+    config: &Config,
+    resolver: &Resolver,
+    before: &Pools,
+    moved: &Arc<Notify>,
+) -> Result<Pools, PoolError> {
+    let mut pools = Pools::new();
+    for (name, settings) in &config.pools {
+        let known = before.get(name).map(|pool| &**pool);
+        let pool = Pool::start(name, settings, resolver, known, Arc::clone(moved)).await?;
+        pools.insert(name.clone(), pool);
+    }
+    Ok(pools)
+}
+
+/// The addresses of all servers.
+fn addresses(pools: &Pools) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = pools.values().flat_map(|pool| pool.addresses()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+/// Every pool has a server that there is a route to, and none is on this host whose clients' addresses it is
+/// to see.
+async fn reachable(netlink: &Netlink, config: &Config, pools: &Pools) -> Result<(), RunError> {
+    for (name, pool) in pools {
+        let mut listeners = config.listeners.iter();
+        let steer = listeners.any(|(other, l)| l.steers() && config.pool_of(other, l) == name);
+        let (mut unreachable, mut some) = (None, false);
+        for upstream in pool.addresses() {
+            match netlink.route(upstream).await {
+                Ok(Route::Local) if steer => return Err(RunError::LocalUpstream(upstream)),
+                Ok(Route::Local | Route::Via(_)) => some = true,
+                Err(e) => {
+                    tracing::warn!("upstream address {upstream}: {e}");
+                    unreachable = Some(e);
+                }
+            }
+        }
+        if let (Some(e), false) = (unreachable, some) {
+            return Err(e.into());
+        }
+    }
+    Ok(())
+}
+
+/// How many flows these descriptors are enough for: two sockets a flow, and some for the daemon
+/// itself. (A transfer that finds none for a pipe goes without.)
+fn flows_for(descriptors: usize) -> usize {
+    (descriptors.saturating_sub(64) / 2).clamp(1, Semaphore::MAX_PERMITS)
+}
+
+/// As many descriptors as allowed, which is what is returned, and (for kernels before 5.11, which count
+/// BPF maps) as much locked memory. Where that is refused, what we have must do.
+fn raise_limits() -> usize {
+    let _ = setrlimit(
+        Resource::RLIMIT_MEMLOCK,
+        libc::RLIM_INFINITY,
+        libc::RLIM_INFINITY,
+    );
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 1024;
+    };
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    let limit = if raised.is_ok() { hard } else { soft };
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}

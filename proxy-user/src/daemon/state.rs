@@ -1,0 +1,145 @@
+//! What commands, metrics and connections share of a running daemon.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use proxy_core::address::Listener;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::task::TaskTracker;
+
+use super::ReloadError;
+use crate::config::{self, Config, Name};
+use crate::forwarded::Forwarded;
+use crate::lock::lock;
+use crate::pool::Pool;
+use crate::registry::Registry;
+use crate::splice::{End, Limits};
+use crate::takeover::Candidate;
+
+/// The pools, by name.
+pub type Pools = BTreeMap<Name, Arc<Pool>>;
+
+/// What only the daemon's own loop can do.
+#[derive(Debug)]
+pub enum Order {
+    /// Another daemon wants its place.
+    TakeOver(Candidate),
+    /// The file is to be read again; who asks is told what came of it.
+    Reload(oneshot::Sender<Result<String, ReloadError>>),
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct State {
+    /// Its name.
+    pub instance: String,
+    /// The file that it reads, if there is one.
+    pub file: Option<PathBuf>,
+    /// When it was started.
+    pub started: Instant,
+    /// The open flows.
+    pub registry: Registry,
+    /// Who keeps those that have no sockets.
+    pub forwarded: Forwarded,
+    /// Those that have.
+    pub serving: TaskTracker,
+    /// Flows that there are descriptors for. Connections beyond wait in their listener's backlog, so
+    /// that none is accepted only to fail.
+    pub places: Arc<Semaphore>,
+    pools: ArcSwap<Pools>,
+    config: ArcSwap<Config>,
+    /// `None`: the daemon is ending, or taken over.
+    orders: Mutex<Option<UnboundedSender<Order>>>,
+}
+
+impl State {
+    /// That of a daemon which serves `config` and takes `orders`.
+    #[must_use]
+    pub fn new(
+        instance: String,
+        file: Option<PathBuf>,
+        config: Config,
+        forwarded: Forwarded,
+        places: usize,
+        orders: UnboundedSender<Order>,
+    ) -> Self {
+        Self {
+            instance,
+            file,
+            started: Instant::now(),
+            registry: Registry::default(),
+            forwarded,
+            serving: TaskTracker::new(),
+            places: Arc::new(Semaphore::new(places)),
+            pools: ArcSwap::default(),
+            config: ArcSwap::from_pointee(config),
+            orders: Mutex::new(Some(orders)),
+        }
+    }
+
+    /// What it serves.
+    #[must_use]
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// The pools.
+    #[must_use]
+    pub fn pools(&self) -> Arc<Pools> {
+        self.pools.load_full()
+    }
+
+    /// Another configuration, and its pools.
+    pub(super) fn serves(&self, config: Config, pools: Pools) {
+        self.config.store(Arc::new(config));
+        self.pools.store(Arc::new(pools));
+    }
+
+    /// How long a flow may be silent that an earlier daemon has accepted at `called`. Where no listener has
+    /// that address any more: as long as by default.
+    #[must_use]
+    pub fn limits_at(&self, called: Listener) -> Limits {
+        let config = self.config();
+        let listener = config.listener_at(called);
+        listener.map_or_else(|| Limits::of(&config::Listener::default()), |(_, l)| Limits::of(l))
+    }
+
+    /// Ends a flow: both sides get a RST. False: there is none of this number.
+    #[must_use]
+    pub fn end(&self, id: u64, why: End) -> bool {
+        let Some(flow) = self.registry.get(id) else {
+            return false;
+        };
+        flow.end(why);
+        self.forwarded.end(id, why);
+        true
+    }
+
+    /// Gives an order to the daemon's loop, or gives it back where that takes none any more.
+    pub fn order(&self, order: Order) -> Result<(), Order> {
+        match &*lock(&self.orders) {
+            Some(orders) => orders.send(order).map_err(|refused| refused.0),
+            None => Err(order),
+        }
+    }
+
+    /// Does it accept connections?
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        lock(&self.orders).is_none()
+    }
+
+    /// No more orders are taken.
+    pub(super) fn is_to_end(&self) {
+        *lock(&self.orders) = None;
+    }
+
+    /// Opens log files again.
+    pub fn reopen_logs(&self) {
+        tracing::debug!("log files are opened again");
+    }
+}

@@ -21,7 +21,7 @@ use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue::Key;
 
 use crate::bpf::forwards::{Events, ForwardTable};
-use crate::daemon::state::State;
+use crate::daemon::shared::Shared;
 use crate::flow::splice_ending;
 use crate::kernel::ForwardedParts;
 use crate::paths::Paths;
@@ -197,7 +197,7 @@ pub struct Keeper {
     /// `None`: nobody can be told of an end (no `CAP_NET_RAW`).
     resets: Option<Resets>,
     steering: Arc<Steering>,
-    state: Arc<State>,
+    shared: Arc<Shared>,
     flows: HashMap<u64, Kept>,
     lingering: HashMap<u64, Lingering>,
     deadlines: DelayQueue<u64>,
@@ -216,7 +216,7 @@ impl Keeper {
         Told(told): Told,
         parts: ForwardedParts,
         resets: Option<Resets>,
-        state: Arc<State>,
+        shared: Arc<Shared>,
         predecessor: bool,
     ) -> Self {
         let ForwardedParts {
@@ -232,7 +232,7 @@ impl Keeper {
             paths,
             resets,
             steering,
-            state,
+            shared,
             flows: HashMap::new(),
             lingering: HashMap::new(),
             deadlines: DelayQueue::new(),
@@ -554,7 +554,7 @@ impl Keeper {
         let now = Instant::now();
         let accepted = now.checked_sub(age).unwrap_or(now);
         let record = Record::adopt(
-            &self.state.registry,
+            &self.shared.registry,
             Peer::new(known.downstream.source()),
             Listener::new(known.downstream.destination()),
             accepted,
@@ -576,7 +576,7 @@ impl Keeper {
             direction.forwarded(Arc::clone(&self.table), flow, key);
             direction.handed_over(handed_over);
         }
-        let limits = self.state.limits_at(details.called);
+        let limits = self.shared.limits_at(details.called);
         let identity = self.steering.adopt(flow, known.upstream);
         if known.state == LEFT {
             known.state = SETTLED;

@@ -16,7 +16,6 @@ use crate::bpf::sockmap::{Sockmap, SockmapError, kernel_version};
 use crate::bpf::{self, Bpf};
 use crate::config::{Config, Listener, Mismatch};
 use crate::daemon::RunError;
-use crate::daemon::listeners::Listeners;
 use crate::forwarded::Forwarded;
 use crate::interfaces::{Downstream, Interfaces};
 use crate::netlink::conntrack::Conntrack;
@@ -384,7 +383,8 @@ impl Kernel {
     }
 
     /// Forgets flows that are over, and follows link and route changes; never returns.
-    pub async fn tend(&mut self, netlink: &Netlink, listeners: &Listeners) {
+    /// `clamp` is told of the [largest segment](Self::largest_segment).
+    pub async fn tend(&mut self, netlink: &Netlink, clamp: impl Fn(u32)) {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Changes come in bursts: the first sets the time at which all are acted upon.
@@ -404,7 +404,7 @@ impl Kernel {
                     due = Instant::now() + VERIFY;
                     self.attach(netlink, std::mem::take(&mut changed)).await;
                     if let Some(largest) = self.largest_segment(netlink).await {
-                        listeners.clamp_segments(largest);
+                        clamp(largest);
                     }
                 }
             }

@@ -7,6 +7,7 @@
 //! operator talks to in [`cli`], [`control`] and [`daemon`]; [`takeover`] is what two daemons say to each
 //! other.
 
+pub mod admission;
 pub mod bpf;
 pub mod cli;
 pub mod config;
@@ -21,10 +22,10 @@ pub mod listener;
 pub mod lock;
 pub mod netlink;
 pub mod paths;
+pub mod pool;
 pub mod record;
 pub mod registry;
 pub mod reset;
-pub mod resolve;
 pub mod splice;
 pub mod steering;
 pub mod sys;

@@ -47,13 +47,12 @@ impl Config {
     /// that has the address before one with all.
     #[must_use]
     pub fn listener_at(&self, called: proxy_core::address::Listener) -> Option<(&Name, &Listener)> {
-        let fits = |(name, listener): (_, &'_ Listener)| {
-            let fitting = listener.listen.iter().filter_map(|a| a.fits(called));
-            fitting.max().map(|how_well| (how_well, name, listener))
-        };
-        let best = self.listeners.iter().filter_map(fits);
-        best.max_by_key(|(how_well, ..)| *how_well)
-            .map(|(_, name, listener)| (name, listener))
+        let places = self.listeners.iter().flat_map(|(name, listener)| {
+            let fitting = listener.listen.iter().filter_map(move |place| place.fits(called));
+            fitting.map(move |how_well| (how_well, name, listener))
+        });
+        let best = places.max_by_key(|(how_well, ..)| *how_well);
+        best.map(|(_, name, listener)| (name, listener))
     }
 }
 
@@ -76,3 +75,9 @@ mod tests {
         assert_eq!(Pool::default().upstream, []);
     }
 }
+#[derive(Debug, thiserror::Error)] #[error("x")] pub struct LoadError;
+#[derive(Debug, thiserror::Error)] #[error("x")] pub struct CheckError;
+#[derive(Debug, thiserror::Error)] #[error("x")] pub struct NotReloadable;
+pub fn load(p: &std::path::Path) -> Result<Config, LoadError> { Ok(Config::default()) }
+pub struct Checked; impl Checked { pub fn warn(&self) {} pub fn result(self) -> Result<(), CheckError> { Ok(()) } }
+impl Config { pub fn check(&self) -> Checked { Checked } pub fn reload_of(&self, b: &Config) -> Result<(), NotReloadable> { Ok(()) } }

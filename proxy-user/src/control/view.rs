@@ -5,12 +5,12 @@ use std::fmt::Display;
 use std::time::Instant;
 
 use super::{FlowView, ListenerView, StatusView};
-use crate::daemon::state::State;
+use crate::daemon::shared::Shared;
 use crate::registry::Flow;
 
-pub(super) fn status(state: &State) -> StatusView {
-    let config = state.config();
-    let flows = state.registry.list();
+pub(super) fn status(shared: &Shared) -> StatusView {
+    let config = shared.config();
+    let flows = shared.registry.list();
     let mut by_engine = BTreeMap::new();
     let mut by_listener = BTreeMap::new();
     for flow in &flows {
@@ -32,11 +32,11 @@ pub(super) fn status(state: &State) -> StatusView {
     });
     StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        instance: state.instance.clone(),
+        instance: shared.instance.clone(),
         pid: std::process::id(),
-        uptime_ms: age_ms(state.started),
-        ending: state.is_ending(),
-        config: state.file.as_ref().map(|file| file.display().to_string()),
+        uptime_ms: age_ms(shared.started),
+        ending: shared.is_ending(),
+        config: shared.file.as_ref().map(|file| file.display().to_string()),
         flows: by_engine,
         listeners: listeners.collect(),
     }

@@ -34,7 +34,7 @@ pub enum Order {
 
 /// A running daemon.
 #[derive(Debug)]
-pub struct State {
+pub struct Shared {
     /// Its name.
     pub instance: String,
     /// The file that it reads, if there is one.
@@ -56,7 +56,7 @@ pub struct State {
     orders: Mutex<Option<UnboundedSender<Order>>>,
 }
 
-impl State {
+impl Shared {
     /// That of a daemon which serves `config` and takes `orders`.
     #[must_use]
     pub fn new(

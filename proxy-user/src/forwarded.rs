@@ -288,8 +288,12 @@ impl Keeper {
             let _ = successor.send(flow);
             return;
         }
-        // It may have been ended while it was on its way to here.
-        let (flow, end) = (kept.flow, kept.end.take().or(kept.record.flow().ended()));
+        let flow = kept.flow;
+        let end = match kept.end.take() {
+            // It may have been told to end while it was on its way to here.
+            None | Some(End::Stopped) => kept.record.flow().ended(),
+            end => end,
+        };
         if kept.routes != Some(self.paths.generation()) {
             // Nobody has looked after its ways meanwhile.
             self.look_again = Some(Instant::now());

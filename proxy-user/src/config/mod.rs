@@ -75,9 +75,3 @@ mod tests {
         assert_eq!(Pool::default().upstream, []);
     }
 }
-#[derive(Debug, thiserror::Error)] #[error("x")] pub struct LoadError;
-#[derive(Debug, thiserror::Error)] #[error("x")] pub struct CheckError;
-#[derive(Debug, thiserror::Error)] #[error("x")] pub struct NotReloadable;
-pub fn load(p: &std::path::Path) -> Result<Config, LoadError> { Ok(Config::default()) }
-pub struct Checked; impl Checked { pub fn warn(&self) {} pub fn result(self) -> Result<(), CheckError> { Ok(()) } }
-impl Config { pub fn check(&self) -> Checked { Checked } pub fn reload_of(&self, b: &Config) -> Result<(), NotReloadable> { Ok(()) } }

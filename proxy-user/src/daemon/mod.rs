@@ -25,7 +25,7 @@ use crate::header::AcceptProxy;
 use crate::interfaces::InterfacesError;
 use crate::kernel::{Inherited, Kernel, Needs};
 use crate::listener::inherit::Inherited as Sockets;
-use crate::listener::{Bound, ListenError};
+use crate::listener::{self, Bound, ListenError};
 use crate::netlink::{Netlink, NetlinkError, Route};
 use crate::pool::resolve::{Resolver, ResolverError};
 use crate::pool::{Pool, PoolError};
@@ -268,9 +268,7 @@ impl Setup {
         deed: Option<Deed>,
     ) -> Result<Accepting, RunError> {
         let services = self.prepare(&config, &pools, inherited).await?;
-        if let Some(largest) = self.kernel.largest_segment(&self.netlink).await {
-            bound.clamp_segments(largest);
-        }
+        self.clamp_segments(&bound).await;
         let conversation = match deed {
             Some(deed) => Some(deed.take().await?),
             None => None,
@@ -282,6 +280,18 @@ impl Setup {
         self.keep_forwarded()?;
         let listeners = bound.open()?;
         Ok(Accepting::start(Arc::clone(&self.shared), listeners, services))
+    }
+
+    /// Lets clients send no larger segments than fit on the way to the backends.
+    async fn clamp_segments(&self, bound: &Bound) {
+        let Some(largest) = self.kernel.largest_segment(&self.netlink).await else {
+            return;
+        };
+        for socket in bound.sockets() {
+            if let Err(e) = listener::clamp_segments(&socket, largest) {
+                tracing::warn!("clients may send segments larger than {largest} bytes: {e}");
+            }
+        }
     }
 
     /// What can fail of a configuration, except listening; connections that there are do not notice.
@@ -312,9 +322,7 @@ impl Setup {
         let mut sockets = accepting.again().map_err(RunError::Sockets)?;
         let bound = Bound::bind(&config.listeners, &mut sockets)?;
         let services = self.prepare(&config, &pools, None).await?;
-        if let Some(largest) = self.kernel.largest_segment(&self.netlink).await {
-            bound.clamp_segments(largest);
-        }
+        self.clamp_segments(&bound).await;
         self.keep_forwarded()?;
         let listeners = bound.open()?;
         accepting.pause().await;

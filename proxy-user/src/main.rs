@@ -10,15 +10,16 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use proxy_user::bpf::probe;
-use proxy_user::cli::{Cli, Command, cleanup, flows};
+use proxy_user::cli::{Cli, Command, check, cleanup, flows};
 use proxy_user::config::LogFormat;
 use proxy_user::daemon::{self, RunError};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let Err(error) = command(cli.command) else {
-        return ExitCode::SUCCESS;
+    let error = match command(cli.command) {
+        Ok(code) => return code,
+        Err(error) => error,
     };
     match error.downcast_ref::<RunError>() {
         // A wrong command line, though clap cannot tell: its form and its exit code.
@@ -47,7 +48,7 @@ fn with_causes(error: &anyhow::Error) -> String {
     })
 }
 
-fn command(command: Command) -> anyhow::Result<()> {
+fn command(command: Command) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -57,6 +58,17 @@ fn command(command: Command) -> anyhow::Result<()> {
             Command::Run(args) => {
                 log(args.daemon.log_format);
                 daemon::run(*args).await?;
+            }
+            Command::Check(args) => {
+                let checked = check::check(&args)?;
+                if !checked.warnings.is_empty() {
+                    let warnings = format!("{}\n\n", checked.warnings);
+                    let _ = std::io::stderr().write_all(warnings.as_bytes());
+                }
+                print(&checked.text)?;
+                if !checked.is_usable {
+                    return Ok(ExitCode::FAILURE);
+                }
             }
             Command::Flows(args) => print(&flows::flows(&args).await?)?,
             Command::Cleanup(args) => {
@@ -70,7 +82,7 @@ fn command(command: Command) -> anyhow::Result<()> {
             }
             Command::Probe(_) => print(probe::probe().to_string().trim_end())?,
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     })
 }
 

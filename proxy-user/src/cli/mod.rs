@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::bpf::pins::BPFFS;
 use crate::control;
 
+pub mod check;
 pub mod cleanup;
 pub mod flows;
 pub mod run;
@@ -29,6 +30,9 @@ pub struct Cli {
 pub enum Command {
     /// Proxy connections until SIGTERM or SIGINT.
     Run(Box<run::RunArgs>),
+    /// Read a configuration file as `limpid run --config` would, and say what is wrong with it, without
+    /// touching anything. Exit code 0: it can be run; 1: it cannot.
+    Check(check::CheckArgs),
     /// List the open flows of a running limpid.
     Flows(flows::FlowsArgs),
     /// Remove what a limpid that was killed has left on this host: its pins, filters, qdiscs and control

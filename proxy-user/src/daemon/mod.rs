@@ -50,9 +50,9 @@ pub enum RunError {
     /// The file cannot be read.
     #[error(transparent)]
     File(#[from] config::LoadError),
-    /// What it says, or the command line, cannot be done.
+    /// What the command line says cannot be done.
     #[error(transparent)]
-    Config(#[from] config::CheckError),
+    Options(#[from] config::CheckError),
     /// The largest header is out of range.
     #[error("--max-header: {0}")]
     MaxHeader(#[from] LimitError),
@@ -139,11 +139,23 @@ impl From<RunError> for ReloadError {
     }
 }
 
+/// What a command line asks for, by a file or by its options, checked; and warnings.
+pub fn configuration(args: &RunArgs) -> Result<(Config, Vec<String>), RunError> {
+    match &args.config {
+        Some(file) => {
+            let loaded = config::load(file)?;
+            Ok((loaded.config, loaded.warnings.lines().collect()))
+        }
+        None => {
+            let config = args.options();
+            let warnings = config.check().of_command_line()?;
+            Ok((config, warnings))
+        }
+    }
+}
+
 /// Serves `config` until a signal says otherwise; `args` say who and where it is.
 pub async fn run(args: RunArgs, config: Config) -> Result<(), RunError> {
-    let checked = config.check();
-    checked.warn();
-    checked.result()?;
     let signals = Signals::new(args.config.is_some()).map_err(RunError::Signals)?;
     let descriptors = raise_limits();
     let netlink = Netlink::open()?;
@@ -540,10 +552,10 @@ impl Daemon {
 
     async fn try_reload(&mut self) -> Result<String, ReloadError> {
         let file = self.setup.shared.file.as_ref().ok_or(ReloadError::NoFile)?;
-        let config = config::load(file).map_err(RunError::from)?;
-        let checked = config.check();
-        checked.warn();
-        checked.result().map_err(RunError::from)?;
+        let config::Loaded { config, warnings } = config::load(file).map_err(RunError::from)?;
+        for warning in warnings.lines() {
+            tracing::warn!("{warning}");
+        }
         config.reload_of(&self.setup.shared.config())?;
         self.setup.put_in_force(config, &mut self.accepting).await?;
         let ended = self.end_what_is_not_allowed();

@@ -42,6 +42,7 @@ impl EngineKind {
     PartialEq,
     Eq,
     clap::ValueEnum,
+    serde::Serialize,
     serde::Deserialize,
     schemars::JsonSchema,
 )]

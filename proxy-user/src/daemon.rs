@@ -1,6 +1,7 @@
 //! `limpid run`: everything set up, in an order that leaves nothing behind when a step fails; the
 //! accept loop; the orderly end, or another daemon in this one's place.
 
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -12,9 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy_core::address::Upstream;
 use proxy_core::header::{Decoder, LimitError, Limits as HeaderLimits};
 use proxy_core::network::Networks;
-use socket2::Socket;
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
@@ -25,13 +24,15 @@ use crate::bpf::LoadError;
 use crate::bpf::attach::RemoveError;
 use crate::bpf::pins;
 use crate::cli::run::{RunArgs, SourceArg};
+use crate::config::{self, Name};
 use crate::control::server::{ControlError, Server};
 use crate::flow::{self, Service};
 use crate::forwarded::{self, Keeper};
 use crate::header::AcceptProxy;
 use crate::interfaces::InterfacesError;
 use crate::kernel::{Inherited, Kernel};
-use crate::listener::{self, InheritError, ListenError};
+use crate::listener::inherit::{InheritError, Inherited as InheritedSockets};
+use crate::listener::{Bound, ListenError, Listeners, Listening};
 use crate::netlink::{Netlink, NetlinkError, Route};
 use crate::registry::Registry;
 use crate::reset::Resets;
@@ -177,9 +178,11 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
             None => drop(told),
         }
         if engines.has_packet() {
-            kernel.clamp_segments(&listener, &netlink).await;
+            for socket in listener.sockets() {
+                kernel.clamp_segments(&socket, &netlink).await;
+            }
         }
-        let listener = listener::open(listener, args.listen)?;
+        let listener = listener.open()?;
         Ok((engines, predecessor, listener))
     };
     let (engines, predecessor, listener) = match rest.await {
@@ -207,7 +210,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         registry,
     };
     tracing::info!(
-        listen = %listener.local_addr().unwrap_or(args.listen),
+        listen = listener.sockets().first().map(tracing::field::display),
         upstream = %args.upstream,
         source = if steer { "client" } else { "proxy" },
         splice = %args.splice,
@@ -232,7 +235,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
 /// Where a daemon talks and listens, and what it has from the one before.
 struct Place {
     control: Server,
-    listener: Socket,
+    listener: Bound,
     inherited: Option<Inherited>,
     /// The way to take the place, where another daemon still has it.
     deed: Option<Deed>,
@@ -240,12 +243,25 @@ struct Place {
 
 impl Place {
     async fn of(args: &RunArgs, path: &Path) -> Result<Self, RunError> {
-        let (address, interface) = (args.listen, args.downstream_interface.as_deref());
+        let listener = config::Listener {
+            listen: vec![args.listen.into()],
+            downstream_interface: args.downstream_interface.clone(),
+            ..config::Listener::default()
+        };
+        let listeners = BTreeMap::from([(Name::default(), listener)]);
         if args.take_over {
             if let Some(heritage) = takeover::ask(path).await? {
+                let mut sockets = InheritedSockets::new([heritage.listener]);
+                if let Some(e) = sockets.close_unfit().pop() {
+                    return Err(e.into());
+                }
+                let listener = Bound::bind(&listeners, &mut sockets)?;
+                if let Some(e) = sockets.close_rest().pop() {
+                    return Err(e.into());
+                }
                 return Ok(Self {
                     control: Server::bind_beside(path, heritage.folder_made).await?,
-                    listener: listener::inherit(heritage.listener, address, interface)?,
+                    listener,
                     inherited: heritage.kernel,
                     deed: Some(heritage.deed),
                 });
@@ -254,7 +270,7 @@ impl Place {
         }
         Ok(Self {
             control: Server::bind(path).await?,
-            listener: listener::bind(address, interface)?,
+            listener: Bound::bind(&listeners, &mut InheritedSockets::default())?,
             inherited: None,
             deed: None,
         })
@@ -276,7 +292,7 @@ struct Daemon {
 
 impl Daemon {
     /// Serves until a signal comes, or another daemon, and the flows have ended.
-    async fn run(mut self, listener: TcpListener, kernel: &mut Kernel, netlink: &Netlink) {
+    async fn run(mut self, listener: Listeners, kernel: &mut Kernel, netlink: &Netlink) {
         let flows = Flows::default();
         let successor = self.serve(&listener, &flows, kernel, netlink).await;
         drop(listener);
@@ -296,11 +312,12 @@ impl Daemon {
     /// Serves until a signal comes, or another daemon has taken over.
     async fn serve(
         &mut self,
-        listener: &TcpListener,
+        listeners: &Listeners,
         flows: &Flows,
         kernel: &mut Kernel,
         netlink: &Netlink,
     ) -> Option<Successor> {
+        let listener = listeners.sockets().first()?;
         let registry = &self.service.registry;
         let (asked, mut candidates) = mpsc::unbounded_channel();
         let mut preparing: Option<Preparing> = None;
@@ -425,13 +442,13 @@ async fn reachable(
 }
 
 async fn accept(
-    listener: &TcpListener,
+    listener: &Listening,
     service: &Arc<Service>,
     places: &Arc<Semaphore>,
     flows: &Flows,
 ) {
     while let Ok(place) = Arc::clone(places).acquire_owned().await {
-        let accepted = listener::accept(listener).await;
+        let accepted = listener.accept().await;
         let (service, stop) = (Arc::clone(service), flows.stop.clone());
         flows.tasks.spawn(async move {
             flow::serve(service, accepted, stop).await;

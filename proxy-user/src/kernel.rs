@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use proxy_core::address::Upstream;
-use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
@@ -19,7 +18,7 @@ use crate::cli::run::{MismatchArg, RunArgs};
 use crate::daemon::RunError;
 use crate::forwarded::Forwarded;
 use crate::interfaces::{Downstream, Interfaces};
-use crate::listener;
+use crate::listener::{self, Listening};
 use crate::netlink::conntrack::Conntrack;
 use crate::netlink::{self, Changes, Netlink};
 use crate::paths::Paths;
@@ -300,7 +299,7 @@ impl Kernel {
     }
 
     /// Forgets flows that are over, and follows link and route changes; never returns.
-    pub async fn tend(&mut self, netlink: &Netlink, listener: Option<&TcpListener>) {
+    pub async fn tend(&mut self, netlink: &Netlink, listener: Option<&Listening>) {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Changes come in bursts: the first sets the time at which all are acted upon.

@@ -25,6 +25,7 @@ pub mod record;
 pub mod registry;
 pub mod reset;
 pub mod resolve;
+pub mod socket_options;
 pub mod splice;
 pub mod steering;
 pub mod sys;

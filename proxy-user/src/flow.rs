@@ -5,14 +5,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use proxy_core::address::{Listener, Peer};
+use proxy_core::address::Listener;
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 
 use crate::admission::{Admission, Refused};
 use crate::config::{Name, Refuse};
 use crate::forwarded::Forwarded;
 use crate::header::{self, AcceptProxy, Identified, IdentifyError};
+use crate::listener::Accepted;
 use crate::record::{Ending, Record, Weight};
 use crate::registry::Registry;
 use crate::splice::{self, End, Engines, Limits, Spliced};
@@ -41,17 +41,6 @@ pub struct Service {
     pub limits: Limits,
     /// The open flows.
     pub registry: Registry,
-}
-
-/// An accepted connection.
-#[derive(Debug)]
-pub struct Accepted {
-    /// The connection.
-    pub stream: TcpStream,
-    /// Who connected.
-    pub peer: Peer,
-    /// The address that it connected to.
-    pub listener: Listener,
 }
 
 /// Takes a connection to its end, or to where it goes on without sockets. What ends its flow early

@@ -26,6 +26,7 @@ pub mod pool;
 pub mod record;
 pub mod registry;
 pub mod reset;
+pub mod socket_options;
 pub mod splice;
 pub mod steering;
 pub mod sys;

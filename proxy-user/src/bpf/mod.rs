@@ -4,6 +4,7 @@
 //! * [`pins`]: where things are pinned, and whether they may be adopted.
 //! * [`attach`]: the steering programs on interfaces; [`clsact`] for kernels without TCX.
 //! * [`tables`]: the flow table; [`forwards`]: the engine `packet`'s.
+//! * [`lookup`]: ranges of ports that are listened on.
 //! * [`sockmap`]: the engine `sockmap`'s programs and maps; [`btf`] for where kernel structures have
 //!   their members.
 //! * [`probe`]: what this kernel offers; [`dry_run`]: the steering programs run on made-up packets.
@@ -23,6 +24,7 @@ pub mod btf;
 pub mod clsact;
 pub mod dry_run;
 pub mod forwards;
+pub mod lookup;
 pub mod pins;
 pub mod probe;
 pub mod sockmap;

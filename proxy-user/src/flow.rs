@@ -9,9 +9,10 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Name;
 use crate::forwarded::Forwarded;
-use crate::header::{self, AcceptProxy, Identified, IdentifyError};
-use crate::record::{Ending, Record, Weight};
+use crate::header::{self, AcceptProxy, Identified};
+use crate::record::{Ending, Record};
 use crate::registry::{Flow, Registry};
 use crate::splice::{self, End, Engines, Limits, Spliced};
 use crate::sys;
@@ -48,7 +49,7 @@ pub struct Accepted {
 /// Takes a connection to its end, or to where it goes on without sockets. `stop` ends it early, with a
 /// reset to both sides.
 pub async fn serve(service: Arc<Service>, accepted: Accepted, stop: CancellationToken) {
-    let record = Record::open(&service.registry, accepted.peer);
+    let record = Record::open(&service.registry, &Name::default(), accepted.peer);
     let flow = Arc::clone(record.flow());
     // Until both sides are connected, whatever ends the flow early is a failure to its client.
     sys::reset_on_close(&accepted.stream, true);
@@ -101,14 +102,14 @@ async fn open(
     } = accepted;
     let identified = header::identify(stream, peer, service.accept_proxy.as_ref())
         .await
-        .map_err(|e| header_ending(&e))?;
+        .map_err(|e| Ending::from(&e))?;
     let _ = flow.client.set(identified.client);
-    let _ = flow.header.set(identified.took);
+    flow.header_took(identified.took);
     let connected = connect(&service.connector, &identified, listener, flow)
         .await
-        .map_err(|e| connect_ending(&e))?;
+        .map_err(|e| Ending::from(&e))?;
     let _ = flow.source.set(connected.source);
-    let _ = flow.connect.set(connected.took);
+    flow.connect_took(connected.took);
     flow.progress.sent_up(connected.sent);
     Ok((identified, connected))
 }
@@ -132,42 +133,7 @@ async fn connect(
     }
 }
 
-fn header_ending(error: &IdentifyError) -> Ending {
-    let weight = match error {
-        IdentifyError::Closed(_) => Weight::Trifle,
-        IdentifyError::Untrusted
-        | IdentifyError::Refused(_)
-        | IdentifyError::Timeout(..)
-        | IdentifyError::Read(_) => Weight::Warning,
-    };
-    Ending {
-        label: error.label(),
-        weight,
-        detail: Some(error.to_string()),
-    }
-}
-
-fn connect_ending(error: &ConnectError) -> Ending {
-    Ending {
-        label: error.label(),
-        weight: Weight::Warning,
-        detail: Some(error.to_string()),
-    }
-}
-
 /// How the end of a spliced flow is recorded.
 pub fn splice_ending(end: End) -> Ending {
-    let (weight, detail) = match end {
-        End::Finished | End::Reset(_) | End::IdleTimeout | End::HalfCloseTimeout | End::Stopped => {
-            (Weight::Normal, None)
-        }
-        End::Failed(_) | End::Unroutable(_) | End::HandoverLost => {
-            (Weight::Warning, Some(end.to_string()))
-        }
-    };
-    Ending {
-        label: end.label(),
-        weight,
-        detail,
-    }
+    end.into()
 }

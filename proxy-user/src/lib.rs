@@ -7,6 +7,7 @@
 //! operator talks to in [`cli`], [`control`] and [`daemon`]; [`takeover`] is what two daemons say to each
 //! other.
 
+pub mod access_log;
 pub mod admission;
 pub mod bpf;
 pub mod cli;
@@ -20,6 +21,7 @@ pub mod interfaces;
 pub mod kernel;
 pub mod listener;
 pub mod lock;
+pub mod metrics;
 pub mod netlink;
 pub mod paths;
 pub mod pool;

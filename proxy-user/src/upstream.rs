@@ -21,6 +21,7 @@ use tokio::time::timeout;
 
 use crate::config::SendProxy;
 use crate::header::Identified;
+use crate::registry::Flow;
 use crate::pool::{Lease, NoServer, Pool, Tried};
 use crate::steering::{ClaimError, Identity, Offer, Steering};
 use crate::sys::{self, repair};
@@ -69,16 +70,12 @@ pub struct Connected {
     pub stream: TcpStream,
     /// Its place in the flow table, where it carries the client's address.
     pub identity: Option<Identity>,
-    /// The server.
-    pub upstream: Upstream,
     /// The source that the backend sees.
     pub source: SocketAddr,
     /// Payload that has gone to it, in bytes; not the header.
     pub sent: u64,
     /// How long connecting took.
     pub took: Duration,
-    /// How many servers were tried before.
-    pub retries: u32,
 }
 
 /// Why the backend could not be reached.
@@ -162,27 +159,6 @@ impl ConnectError {
         }
     }
 
-    /// The server, where there is one to name.
-    #[must_use]
-    pub fn upstream(&self) -> Option<Upstream> {
-        match self {
-            Self::Socket(upstream, _)
-            | Self::Connect(upstream, _)
-            | Self::Timeout(upstream, _)
-            | Self::NoReply { upstream, .. }
-            | Self::NotSteered(upstream)
-            | Self::Send(upstream, _)
-            | Self::Claim(
-                ClaimError::FamilyMismatch { upstream, .. } | ClaimError::PortsTaken { upstream, .. },
-            ) => Some(*upstream),
-            Self::NoServer(_)
-            | Self::Claim(_)
-            | Self::Header(_)
-            | Self::Downstream(_)
-            | Self::Left => None,
-        }
-    }
-
     /// Did the server, or the way to it, fail?
     fn is_the_servers(&self) -> bool {
         match self {
@@ -212,6 +188,7 @@ impl Connector {
         &self,
         identified: &Identified,
         called: Listener,
+        flow: &Flow,
     ) -> Result<(Connected, Lease), ConnectError> {
         let mut tried = Tried::default();
         let mut failure = None;
@@ -220,9 +197,9 @@ impl Connector {
             // What went wrong with the last one says more than that there is no other.
             let lease = picked.map_err(|none| failure.take().unwrap_or(none.into()))?;
             let error = match self.connect_to(lease.upstream(), identified, called).await {
-                Ok(mut connected) => {
+                Ok(connected) => {
                     lease.connected(connected.took);
-                    connected.retries = tried.len();
+                    flow.is_at(&lease);
                     return Ok((connected, lease));
                 }
                 Err(error) => error,
@@ -232,8 +209,10 @@ impl Connector {
             }
             tried.add(&lease);
             if !error.is_only_here() || tried.len() > self.retries {
+                flow.is_at(&lease);
                 return Err(error);
             }
+            flow.retried();
             tracing::debug!(client = %identified.client, "trying another server: {error}");
             failure = Some(error);
         }
@@ -284,11 +263,9 @@ impl Connector {
         Ok(Connected {
             stream,
             identity,
-            upstream,
             source,
             sent,
             took,
-            retries: 0,
         })
     }
 

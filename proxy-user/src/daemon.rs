@@ -36,6 +36,7 @@ use crate::netlink::{Netlink, NetlinkError, Route};
 use crate::registry::Registry;
 use crate::reset::Resets;
 use crate::resolve::{ResolveError, resolve};
+use crate::send_proxy::SendProxy;
 use crate::splice::{Choice, EnginesError, Limits};
 use crate::takeover::{self, Deed, Estate, Predecessor, Preparing, Successor, TakeOverError};
 use crate::upstream::Connector;
@@ -198,7 +199,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         connector: Connector {
             source: kernel.source(steer, args.listener.source_mismatch),
             upstreams,
-            send_proxy: args.pool.send_proxy,
+            send_proxy: SendProxy::of(&args.pool),
             timeout: args.pool.connect_timeout.get(),
             alike: engines.has_packet(),
         },

@@ -25,6 +25,7 @@ pub mod record;
 pub mod registry;
 pub mod reset;
 pub mod resolve;
+pub mod send_proxy;
 pub mod splice;
 pub mod steering;
 pub mod sys;

@@ -10,17 +10,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proxy_common::flow::{OFFER_SACK, OFFER_TIMESTAMPS};
-use proxy_core::address::{Client, Destination, Listener, Upstream};
-use proxy_core::header::{
-    Addresses, Checksum, EncodeError, Endpoints, Subject, encode_v1, encode_v2,
-};
+use proxy_core::address::{Client, Listener, Upstream};
+use proxy_core::header::EncodeError;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use crate::config::SendProxy;
 use crate::header::Identified;
+use crate::send_proxy::{Outgoing, SendProxy, UniqueId};
 use crate::steering::{ClaimError, Identity, Offer, Steering};
 use crate::sys::{self, repair};
 
@@ -88,6 +86,8 @@ pub struct Connected {
     pub source: SocketAddr,
     /// Payload that has gone to it, in bytes; not the header.
     pub sent: u64,
+    /// What the header tells it the connection is known by.
+    pub unique_id: Option<UniqueId>,
     /// How long connecting took.
     pub took: Duration,
 }
@@ -162,7 +162,7 @@ impl ConnectError {
             Self::Timeout(..) => "upstream-timeout",
             Self::NoReply { .. } => "upstream-no-reply",
             Self::NotSteered(_) => "not-steered",
-            Self::Header(_) => "header-too-long",
+            Self::Header(e) => e.label(),
             Self::Send(..) => "upstream-send-error",
             Self::Downstream(_) => "downstream-read-error",
             Self::Left(_) => "downstream-reset",
@@ -215,6 +215,8 @@ impl Connector {
             mut identity,
             upstream,
         } = prepared;
+        // Before anything is sent: one that cannot be written ends the connection (rule 25).
+        let header = self.encode_header(identified, listener)?;
         let connecting = timeout(self.timeout, socket.connect(upstream.socket_addr()));
         let mut stream = match connecting.await {
             Ok(Ok(stream)) => stream,
@@ -240,13 +242,14 @@ impl Connector {
         let source = identity.as_ref().map_or(local, Identity::source);
         let took = started.elapsed();
         let sent = self
-            .send_first(&mut stream, identified, listener, upstream)
+            .send_first(&mut stream, header.as_ref(), identified, upstream)
             .await?;
         Ok(Connected {
             stream,
             identity,
             source,
             sent,
+            unique_id: header.and_then(|header| header.unique_id),
             took,
         })
     }
@@ -293,21 +296,30 @@ impl Connector {
         }
     }
 
-    /// Sends the header and the payload that is at hand, in one write. Returns the payload's length.
+    /// The header that this connection begins with, if one is sent.
+    fn encode_header(
+        &self,
+        identified: &Identified,
+        called: Listener,
+    ) -> Result<Option<Outgoing>, EncodeError> {
+        let received = identified.header.as_ref();
+        self.send_proxy
+            .map(|send_proxy| send_proxy.header(identified.client, received, called))
+            .transpose()
+    }
+
+    /// Sends the header and the payload that is at hand, in one write (rule 23). Returns the payload's
+    /// length, in bytes.
     async fn send_first(
         &self,
         stream: &mut TcpStream,
+        header: Option<&Outgoing>,
         identified: &Identified,
-        listener: Listener,
         upstream: Upstream,
     ) -> Result<u64, ConnectError> {
-        let mut first = match self.send_proxy {
-            None => Vec::new(),
-            Some(version) => encode_header(version, identified, listener)?,
-        };
-        let header_len = first.len();
-        first.extend_from_slice(&identified.early);
-        if header_len > 0 && identified.early.is_empty() {
+        let header = header.map_or(&[][..], |header| &header.bytes);
+        let mut first = [header, &identified.early].concat();
+        if !header.is_empty() && identified.early.is_empty() {
             append_at_hand(&identified.downstream, &mut first).map_err(ConnectError::Downstream)?;
         }
         if !first.is_empty() {
@@ -316,7 +328,7 @@ impl Connector {
                 .await
                 .map_err(|e| ConnectError::Send(upstream, e))?;
         }
-        Ok((first.len() - header_len) as u64)
+        Ok((first.len() - header.len()) as u64)
     }
 }
 
@@ -357,27 +369,6 @@ fn append_at_hand(downstream: &TcpStream, first: &mut Vec<u8>) -> io::Result<()>
         Ok(_) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
         Err(e) => Err(e),
-    }
-}
-
-/// The header that tells the backend of this connection: its client, and whom the client called.
-fn encode_header(
-    version: SendProxy,
-    identified: &Identified,
-    listener: Listener,
-) -> Result<Vec<u8>, EncodeError> {
-    let received = identified.header.as_ref().map(|header| &header.endpoints);
-    let subject = match received {
-        Some(Endpoints::Tcp(addresses)) => Subject::Client(*addresses),
-        // The sender of the header spoke for itself, and so it is passed on.
-        Some(Endpoints::Absent(_)) | None => Subject::Client(Addresses {
-            client: identified.client,
-            destination: Destination::new(listener.socket_addr()),
-        }),
-    };
-    match version {
-        SendProxy::V1 => encode_v1(subject),
-        SendProxy::V2 => encode_v2(subject, [], Checksum::Omit),
     }
 }
 

@@ -22,7 +22,6 @@ use tokio_util::time::delay_queue::Key;
 
 use crate::bpf::forwards::{Events, ForwardTable};
 use crate::daemon::shared::Shared;
-use crate::flow::splice_ending;
 use crate::kernel::ForwardedParts;
 use crate::paths::Paths;
 use crate::record::Record;
@@ -438,7 +437,7 @@ impl Keeper {
         self.table.forget(flow);
         self.linger(flow, kept.known.downstream, kept.known.upstream);
         kept.identity.release();
-        kept.record.close(splice_ending(end));
+        kept.record.close(end.into());
     }
 
     fn linger(&mut self, flow: u64, downstream: Tuple, upstream: Tuple) {
@@ -580,8 +579,13 @@ impl Keeper {
             direction.forwarded(Arc::clone(&self.table), flow, key);
             direction.handed_over(handed_over);
         }
+        if let Some((listener, pool)) = self.shared.listener_at(details.called) {
+            details.came_by(&listener);
+            details.goes_to(&pool);
+        }
         let limits = self.shared.limits_at(details.called);
         let identity = self.steering.adopt(flow, known.upstream);
+        details.count_from_here();
         if known.state == LEFT {
             known.state = SETTLED;
             self.table.record(flow, known);

@@ -28,6 +28,7 @@ pub mod pool;
 pub mod record;
 pub mod registry;
 pub mod reset;
+pub mod send_proxy;
 pub mod socket_options;
 pub mod splice;
 pub mod steering;

@@ -17,6 +17,7 @@ use crate::lock::lock;
 use crate::metrics::Totals;
 use crate::pool::Lease;
 use crate::record::Observer;
+use crate::send_proxy::UniqueId;
 use crate::splice::{End, Progress};
 
 /// One connection and what is known of it so far. Each field is set once, by the stage that learns
@@ -37,6 +38,8 @@ pub struct Flow {
     pub upstream: OnceLock<Upstream>,
     /// The source that the backend sees.
     pub source: OnceLock<SocketAddr>,
+    /// What the backend knows the connection by, where the header that it got says so.
+    pub unique_id: OnceLock<UniqueId>,
     /// What the splice has moved.
     pub progress: Progress,
     /// Cancelled when the daemon ends it.
@@ -266,6 +269,7 @@ impl Registry {
             client: OnceLock::new(),
             upstream: OnceLock::new(),
             source: OnceLock::new(),
+            unique_id: OnceLock::new(),
             progress: Progress::default(),
             stop: self.shared.stop.child_token(),
             ended_by: OnceLock::new(),

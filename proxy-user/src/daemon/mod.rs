@@ -30,6 +30,7 @@ use crate::netlink::{Netlink, NetlinkError, Route};
 use crate::pool::resolve::{Resolver, ResolverError};
 use crate::pool::{Pool, PoolError};
 use crate::reset::Resets;
+use crate::send_proxy::SendProxy;
 use crate::splice::{End, EnginesError, Limits};
 use crate::takeover::{self, Deed, Estate, Predecessor, Preparing, Successor, TakeOverError};
 use crate::upstream::Connector;
@@ -376,7 +377,7 @@ impl Setup {
                 source: self.kernel.source(listener.steers(), listener.source_mismatch),
                 pool: Arc::clone(pool),
                 retries: settings.retries.get(),
-                send_proxy: settings.send_proxy,
+                send_proxy: SendProxy::of(settings),
                 timeout: settings.connect_timeout.get(),
                 alike: engines.has_packet(),
             };

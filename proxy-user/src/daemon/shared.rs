@@ -63,6 +63,7 @@ impl Shared {
         instance: String,
         file: Option<PathBuf>,
         config: Config,
+        registry: Registry,
         forwarded: Forwarded,
         places: usize,
         orders: UnboundedSender<Order>,
@@ -71,7 +72,7 @@ impl Shared {
             instance,
             file,
             started: Instant::now(),
-            registry: Registry::default(),
+            registry,
             forwarded,
             serving: TaskTracker::new(),
             places: Arc::new(Semaphore::new(places)),
@@ -108,6 +109,14 @@ impl Shared {
         listener.map_or_else(|| Limits::of(&config::Listener::default()), |(_, l)| Limits::of(l))
     }
 
+    /// The names of the listener that has this address, and of its pool.
+    #[must_use]
+    pub fn listener_at(&self, called: Listener) -> Option<(Name, Name)> {
+        let config = self.config();
+        let (name, listener) = config.listener_at(called)?;
+        Some((name.clone(), config.pool_of(name, listener).clone()))
+    }
+
     /// Ends a flow: both sides get a RST. False: there is none of this number.
     #[must_use]
     pub fn end(&self, id: u64, why: End) -> bool {
@@ -140,6 +149,8 @@ impl Shared {
 
     /// Opens log files again.
     pub fn reopen_logs(&self) {
-        tracing::debug!("log files are opened again");
+        if let Err(e) = self.registry.observer().reopen() {
+            tracing::error!("--access-log: {e}");
+        }
     }
 }

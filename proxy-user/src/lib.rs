@@ -21,6 +21,7 @@ pub mod listener;
 pub mod lock;
 pub mod netlink;
 pub mod paths;
+pub mod pool;
 pub mod record;
 pub mod registry;
 pub mod reset;

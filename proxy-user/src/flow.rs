@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use proxy_core::address::Listener;
 use tokio::io::Interest;
 
 use crate::admission::Admission;
@@ -55,7 +54,9 @@ pub async fn serve(service: Arc<Service>, accepted: Accepted) {
     let flow = Arc::clone(record.flow());
     // Until both sides are connected, whatever ends the flow early is a failure to its client.
     sys::reset_on_close(&accepted.stream, true);
-    let opened = flow.stop.run_until_cancelled(open(&service, accepted, &mut record));
+    let opened = flow
+        .stop
+        .run_until_cancelled(open(&service, accepted, &mut record));
     let end = match opened.await {
         None => End::Stopped.into(),
         Some(Err(end)) => end,

@@ -76,13 +76,7 @@ pub struct Told(UnboundedReceiver<Message>);
 
 impl Forwarded {
     /// Keeps a flow until it ends.
-    pub fn keep(
-        &self,
-        record: Record,
-        forwarding: Forwarding,
-        identity: Identity,
-        limits: Limits,
-    ) {
+    pub fn keep(&self, record: Record, forwarding: Forwarding, identity: Identity, limits: Limits) {
         let Forwarding {
             flow,
             record: known,
@@ -556,13 +550,24 @@ impl Keeper {
         let age = Duration::from_nanos(sys::monotonic_ns().saturating_sub(known.accepted_ns));
         let now = Instant::now();
         let accepted = now.checked_sub(age).unwrap_or(now);
-        let record = Record::adopt(
+        let mut record = Record::adopt(
             &self.shared.registry,
             Peer::new(known.downstream.source()),
             Listener::new(known.downstream.destination()),
             accepted,
         );
-        let details = record.flow();
+        let details = Arc::clone(record.flow());
+        if let Some((listener, pool)) = self.shared.listener_at(details.called) {
+            details.came_by(&listener);
+            details.goes_to(&pool);
+            if let Some(lease) = self
+                .shared
+                .lease(&pool, Upstream::new(known.upstream.source()))
+            {
+                details.is_at(&lease);
+                record.served_by(lease);
+            }
+        }
         let client = SocketAddr::new(known.client.into(), known.client_port);
         let _ = details.client.set(Client::new(client));
         let _ = details.upstream.set(Upstream::new(known.upstream.source()));
@@ -578,10 +583,6 @@ impl Keeper {
         ] {
             direction.forwarded(Arc::clone(&self.table), flow, key);
             direction.handed_over(handed_over);
-        }
-        if let Some((listener, pool)) = self.shared.listener_at(details.called) {
-            details.came_by(&listener);
-            details.goes_to(&pool);
         }
         let limits = self.shared.limits_at(details.called);
         let identity = self.steering.adopt(flow, known.upstream);

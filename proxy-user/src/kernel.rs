@@ -13,9 +13,11 @@ use crate::bpf::attach::{self, AttachMode};
 use crate::bpf::forwards::{Events, ForwardTable};
 use crate::bpf::pins::{self, Elders, Pins};
 use crate::bpf::sockmap::{Sockmap, SockmapError, kernel_version};
+use crate::bpf::tables::Counters;
 use crate::bpf::{self, Bpf};
 use crate::config::{Config, Listener, Mismatch};
 use crate::daemon::RunError;
+use crate::daemon::shared::InKernel;
 use crate::forwarded::Forwarded;
 use crate::interfaces::{Downstream, Interfaces};
 use crate::netlink::conntrack::Conntrack;
@@ -55,6 +57,7 @@ struct Tc {
     /// Clients' packets are forwarded, or were.
     forwards: bool,
     steering: Arc<Steering>,
+    counters: Arc<Counters>,
     table: Arc<ForwardTable>,
     paths: Arc<Paths>,
     /// Told of changed routes.
@@ -246,8 +249,7 @@ impl Kernel {
         };
         if let Some(tc) = &mut self.tc {
             tc.forwards |= needs.forward();
-            tc.interfaces
-                .between(needs.clients(tc.forwards), upstreams);
+            tc.interfaces.between(needs.clients(tc.forwards), upstreams);
             tc.interfaces.attach(bpf, netlink).await?;
             tc.paths.changed(tc.interfaces.attached());
             return Ok(());
@@ -273,6 +275,7 @@ impl Kernel {
             interfaces,
             forwards,
             steering,
+            counters: Arc::new(bpf.counters()?),
             table,
             paths,
             forwarded: forwarded.clone(),
@@ -292,6 +295,16 @@ impl Kernel {
             paths: Arc::clone(&tc.paths),
             steering: Arc::clone(&tc.steering),
         }))
+    }
+
+    /// What the metrics read of it; `None`: the tc programs do not run.
+    #[must_use]
+    pub fn in_kernel(&self) -> Option<InKernel> {
+        let tc = self.tc.as_ref()?;
+        Some(InKernel {
+            steering: Arc::clone(&tc.steering),
+            counters: Arc::clone(&tc.counters),
+        })
     }
 
     /// The locked folder of the pins, if there is one.
@@ -458,8 +471,8 @@ impl Kernel {
         };
         let _ = timeout(LAST_WORDS, closed).await;
         let Ok(bpf) = self.bpf else { return Ok(()) };
-        if self.tc.is_some() {
-            match bpf.counters() {
+        if let Some(tc) = &self.tc {
+            match tc.counters.sum() {
                 Ok(counters) => tracing::info!("{counters:?}"),
                 Err(e) => tracing::warn!("{e}"),
             }

@@ -83,13 +83,13 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
             Command::Cleanup(args) => {
                 log(LogFormat::Text);
                 for line in cleanup::cleanup(&args).await? {
-                    print(&format!("removed {line}"))?;
+                    let _ = print(&format!("removed {line}"))?;
                 }
             }
             Command::Probe(args) if args.json => {
-                print(&serde_json::to_string_pretty(&probe::probe())?)?;
+                let _ = print(&serde_json::to_string_pretty(&probe::probe())?)?;
             }
-            Command::Probe(_) => print(probe::probe().to_string().trim_end())?,
+            Command::Probe(_) => _ = print(probe::probe().to_string().trim_end())?,
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -102,7 +102,11 @@ async fn watch(args: &flows::FlowsArgs) -> anyhow::Result<()> {
     let afresh = !args.json && std::io::stdout().is_terminal();
     loop {
         let list = flows::flows(args).await?;
-        let before = if afresh && args.watch.is_some() { AFRESH } else { "" };
+        let before = if afresh && args.watch.is_some() {
+            AFRESH
+        } else {
+            ""
+        };
         let read = print(&format!("{before}{list}"))?;
         match args.every() {
             Some(time) if read => tokio::time::sleep(time).await,

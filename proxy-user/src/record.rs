@@ -138,7 +138,9 @@ impl From<&ConnectError> for Ending {
             ConnectError::Connect(_, e) if e.kind() == std::io::ErrorKind::AddrNotAvailable => {
                 By::Resources
             }
-            ConnectError::NoServer(_) | ConnectError::Connect(..) | ConnectError::Send(..) => By::Server,
+            ConnectError::NoServer(_) | ConnectError::Connect(..) | ConnectError::Send(..) => {
+                By::Server
+            }
             ConnectError::Timeout(..) | ConnectError::NoReply { .. } => By::ServerTimeout,
             ConnectError::Downstream(_) | ConnectError::Left => By::Client,
         };

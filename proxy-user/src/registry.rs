@@ -159,7 +159,7 @@ impl Flow {
     /// The server that has it, or the last that was tried, and where that is.
     pub fn is_at(&self, lease: &Lease) {
         let _ = self.upstream.set(lease.upstream());
-        self.served_by(lease.server_name());
+        self.served_by(lease.server().name().into());
     }
 
     /// The server, once it is known.
@@ -390,7 +390,10 @@ mod tests {
             "in".parse().expect("a name"),
             "out".parse().expect("a name"),
         );
-        let flows = [registry.open(peer(), called()), registry.open(peer(), called())];
+        let flows = [
+            registry.open(peer(), called()),
+            registry.open(peer(), called()),
+        ];
         for flow in &flows {
             flow.came_by(&listener);
             // Each is set once.

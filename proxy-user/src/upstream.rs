@@ -18,8 +18,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::header::Identified;
-use crate::registry::Flow;
 use crate::pool::{Lease, NoServer, Pool, Tried};
+use crate::registry::Flow;
 use crate::send_proxy::{Outgoing, SendProxy};
 use crate::steering::{ClaimError, Identity, Offer, Steering};
 use crate::sys::{self, repair};
@@ -49,7 +49,7 @@ pub struct Connector {
     /// The servers.
     pub pool: Arc<Pool>,
     /// How many other servers are tried where connecting fails.
-    pub retries: u32,
+    pub retries: usize,
     /// Whose address it sees.
     pub source: Source,
     /// The header that it gets.
@@ -199,7 +199,10 @@ impl Connector {
             let picked = self.pool.pick(identified.client, called.port(), &tried);
             // What went wrong with the last one says more than that there is no other.
             let lease = picked.map_err(|none| failure.take().unwrap_or(none.into()))?;
-            let error = match self.connect_to(lease.upstream(), identified, header.as_ref()).await {
+            let error = match self
+                .connect_to(lease.upstream(), identified, header.as_ref())
+                .await
+            {
                 Ok(connected) => {
                     lease.connected(connected.took);
                     flow.is_at(&lease);

@@ -66,7 +66,10 @@ impl Config {
     #[must_use]
     pub fn listener_at(&self, called: proxy_core::address::Listener) -> Option<(&Name, &Listener)> {
         let places = self.listeners.iter().flat_map(|(name, listener)| {
-            let fitting = listener.listen.iter().filter_map(move |place| place.fits(called));
+            let fitting = listener
+                .listen
+                .iter()
+                .filter_map(move |place| place.fits(called));
             fitting.map(move |how_well| (how_well, name, listener))
         });
         let best = places.max_by_key(|(how_well, ..)| *how_well);

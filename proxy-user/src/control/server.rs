@@ -17,10 +17,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::{Command, FOLDER, Request, Response, VERSION, view};
+use super::{Command, FOLDER, Request, Response, ServerSetting, VERSION, view};
 use crate::config::Name;
 use crate::daemon::shared::{Order, Shared};
-use crate::pool::AdminState;
+use crate::pool::Admin;
 use crate::splice::End;
 use crate::takeover::Candidate;
 
@@ -200,7 +200,12 @@ async fn answer(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
         Ok(Command::Status) => Response::Status(Box::new(view::status(shared))),
         Ok(Command::Servers) => {
             let pools = shared.pools();
-            Response::Servers(pools.values().flat_map(|pool| pool.servers()).collect())
+            Response::Servers(
+                pools
+                    .values()
+                    .flat_map(|pool| view::servers(pool))
+                    .collect(),
+            )
         }
         Ok(Command::SetServer {
             pool,
@@ -212,13 +217,11 @@ async fn answer(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
         }
         Ok(Command::KillFlow(id)) => Response::Error(format!("there is no flow {id}")),
         Ok(Command::Reload) => reload(shared).await,
-        Ok(Command::TakeOver) => {
-            match shared.order(Order::TakeOver(Candidate::new(stream))) {
-                Ok(()) => return Ok(()),
-                Err(Order::TakeOver(candidate)) => return candidate.refuse(ENDING).await,
-                Err(Order::Reload(_)) => return Ok(()),
-            }
-        }
+        Ok(Command::TakeOver) => match shared.order(Order::TakeOver(Candidate::new(stream))) {
+            Ok(()) => return Ok(()),
+            Err(Order::TakeOver(candidate)) => return candidate.refuse(ENDING).await,
+            Err(Order::Reload(_)) => return Ok(()),
+        },
         Err(refusal) => Response::Error(refusal),
     };
     let bytes = super::line(&response)?;
@@ -228,15 +231,23 @@ async fn answer(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
 /// Why a daemon takes no orders.
 const ENDING: &str = "it is ending, or taken over already";
 
-fn set_server(shared: &Shared, pool: &str, server: &str, wanted: AdminState) -> Response {
+fn set_server(shared: &Shared, pool: &str, server: &str, wanted: ServerSetting) -> Response {
     let pools = shared.pools();
     let found = pools.iter().find(|(name, _)| name.as_str() == pool);
     let Some((name, pool)) = found else {
         let known: Vec<&str> = pools.keys().map(Name::as_str).collect();
-        return Response::Error(format!("there is no pool {pool:?}, but {}", known.join(", ")));
+        return Response::Error(format!(
+            "there is no pool {pool:?}, but {}",
+            known.join(", ")
+        ));
+    };
+    let (wanted, word) = match wanted {
+        ServerSetting::Ready => (Admin::Ready, "ready"),
+        ServerSetting::Drain => (Admin::Drain, "drain"),
+        ServerSetting::Down => (Admin::Down, "down"),
     };
     match pool.set(server, wanted) {
-        Ok(count) => Response::Done(format!("{name}/{server}: {wanted} ({count} address(es))")),
+        Ok(count) => Response::Done(format!("{name}/{server}: {word} ({count} address(es))")),
         Err(e) => Response::Error(e.to_string()),
     }
 }

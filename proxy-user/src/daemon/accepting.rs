@@ -96,7 +96,9 @@ impl Accepting {
     pub fn clamp_segments(&self, bytes: u32) {
         for socket in self.listeners.sockets() {
             if let Err(e) = listener::clamp_segments(socket, bytes) {
-                tracing::warn!("{socket}: clients may send segments larger than {bytes} bytes: {e}");
+                tracing::warn!(
+                    "{socket}: clients may send segments larger than {bytes} bytes: {e}"
+                );
             }
         }
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::signals::{Signals, Told};
 use super::shared::Shared;
+use super::signals::{Signals, Told};
 use crate::takeover::{Predecessor, Successor};
 
 /// How long a daemon that was taken over may take to reset its flows.

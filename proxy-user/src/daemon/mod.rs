@@ -13,6 +13,8 @@ use thiserror::Error;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::{Notify, Semaphore};
 
+use crate::access_log::OpenError;
+use crate::admission::Admission;
 use crate::bpf::LoadError;
 use crate::bpf::attach::RemoveError;
 use crate::bpf::pins::{self, Pins};
@@ -26,9 +28,11 @@ use crate::interfaces::InterfacesError;
 use crate::kernel::{Inherited, Kernel, Needs};
 use crate::listener::inherit::Inherited as Sockets;
 use crate::listener::{self, Bound, ListenError};
+use crate::metrics::http::BindError;
 use crate::netlink::{Netlink, NetlinkError, Route};
-use crate::pool::resolve::{Resolver, ResolverError};
+use crate::pool::resolve::Resolver;
 use crate::pool::{Pool, PoolError};
+use crate::registry::Registry;
 use crate::reset::Resets;
 use crate::send_proxy::SendProxy;
 use crate::splice::{End, EnginesError, Limits};
@@ -37,13 +41,15 @@ use crate::upstream::Connector;
 
 pub mod accepting;
 mod drain;
-mod signals;
+mod observing;
 pub mod shared;
+mod signals;
 
 use accepting::{Accepting, Services};
 use drain::Drain;
-use signals::{Signals, Told};
+use observing::Scraped;
 use shared::{Order, Pools, Shared};
+use signals::{Signals, Told};
 
 /// Why the daemon did not start.
 #[derive(Debug, Error)]
@@ -60,9 +66,6 @@ pub enum RunError {
     /// A pool has no servers.
     #[error(transparent)]
     Pool(#[from] PoolError),
-    /// Names cannot be resolved.
-    #[error(transparent)]
-    Resolver(#[from] ResolverError),
     /// The upstream is this host.
     #[error(
         "--source client does not work with an upstream on this very host ({0}): its replies to the \
@@ -91,6 +94,12 @@ pub enum RunError {
         /// This program's.
         expected: u32,
     },
+    /// Metrics cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] BindError),
+    /// Access lines cannot be written.
+    #[error("--access-log: {0}")]
+    AccessLog(#[from] OpenError),
     /// There is no control socket.
     #[error("--control: {0}")]
     Control(#[from] ControlError),
@@ -160,7 +169,7 @@ pub async fn run(args: RunArgs, config: Config) -> Result<(), RunError> {
     let signals = Signals::new(args.config.is_some()).map_err(RunError::Signals)?;
     let descriptors = raise_limits();
     let netlink = Netlink::open()?;
-    let resolver = Resolver::system()?;
+    let resolver = Resolver::default();
     let moved = Arc::new(Notify::new());
     let pools = pools(&config, &resolver, &Pools::new(), &moved).await?;
     reachable(&netlink, &config, &pools).await?;
@@ -171,6 +180,7 @@ pub async fn run(args: RunArgs, config: Config) -> Result<(), RunError> {
         args.instance.instance.clone(),
         args.config.clone(),
         config.clone(),
+        Registry::default(),
         forwarded,
         flows_for(descriptors),
         orders,
@@ -195,6 +205,7 @@ pub async fn run(args: RunArgs, config: Config) -> Result<(), RunError> {
         moved,
         told: Some(told),
         predecessor: None,
+        scraped: Scraped::default(),
     };
     let accepting = match setup.start(config, pools, bound, inherited, deed).await {
         Ok(accepting) => accepting,
@@ -268,6 +279,7 @@ struct Setup {
     told: Option<Tidings>,
     /// Whom this daemon has taken over.
     predecessor: Option<Predecessor>,
+    scraped: Scraped,
 }
 
 impl Setup {
@@ -292,7 +304,11 @@ impl Setup {
         self.shared.serves(config, pools);
         self.keep_forwarded()?;
         let listeners = bound.open()?;
-        Ok(Accepting::start(Arc::clone(&self.shared), listeners, services))
+        Ok(Accepting::start(
+            Arc::clone(&self.shared),
+            listeners,
+            services,
+        ))
     }
 
     /// Lets clients send no larger segments than fit on the way to the backends.
@@ -320,7 +336,20 @@ impl Setup {
         self.kernel
             .set_up(&needs, upstreams, &self.netlink, forwarded, inherited)
             .await?;
-        self.services(config, pools)
+        if let Some(in_kernel) = self.kernel.in_kernel() {
+            self.shared.runs_in_kernel(in_kernel);
+        }
+        let services = self.services(config, pools)?;
+        let config::Daemon {
+            metrics,
+            access_log,
+            access_log_format,
+            ..
+        } = &config.daemon;
+        self.scraped.listen(*metrics, &self.shared).await?;
+        let observer = self.shared.registry.observer();
+        observer.log_to(access_log, *access_log_format)?;
+        Ok(services)
     }
 
     /// Another configuration for a daemon at work. If this fails, all is as before.
@@ -374,9 +403,11 @@ impl Setup {
             };
             let engines = self.kernel.engines(listener.splice)?;
             let connector = Connector {
-                source: self.kernel.source(listener.steers(), listener.source_mismatch),
+                source: self
+                    .kernel
+                    .source(listener.steers(), listener.source_mismatch),
                 pool: Arc::clone(pool),
-                retries: settings.retries.get(),
+                retries: settings.retries.get() as usize,
                 send_proxy: SendProxy::of(settings),
                 timeout: settings.connect_timeout.get(),
                 alike: engines.has_packet(),
@@ -384,7 +415,7 @@ impl Setup {
             let service = Service {
                 name: name.clone(),
                 accept_proxy: accept_proxy(listener)?,
-                admission: self.admission(name, listener),
+                admission: Arc::new(Admission),
                 refuse: listener.refuse_with,
                 connector,
                 engines,
@@ -414,7 +445,10 @@ impl Daemon {
         let listeners = config.listeners.iter();
         for (name, listener) in listeners {
             let pool = config.pool_of(name, listener);
-            let upstream = config.pools.get(pool).map(|pool| words(pool.upstream.iter().map(|s| &s.target)));
+            let upstream = config
+                .pools
+                .get(pool)
+                .map(|pool| words(pool.upstream.iter().map(|s| &s.target)));
             tracing::info!(
                 listener = %name,
                 listen = words(listener.listen.iter()),
@@ -435,16 +469,16 @@ impl Daemon {
     async fn run(mut self) -> Result<(), RunError> {
         let successor = self.serve().await;
         let Self {
-            setup,
+            mut setup,
             accepting,
             control,
-            signals,
+            mut signals,
             ..
         } = self;
         let shared = &setup.shared;
         shared.is_to_end();
         accepting.pause().await;
-        drop(accepting);
+        drop(accepting); // Closes the sockets.
         shared.serving.close();
         let drain = Drain {
             shared,
@@ -544,6 +578,8 @@ impl Daemon {
     /// Reads the file again. A file that cannot be used changes nothing.
     async fn reload(&mut self) -> Result<String, ReloadError> {
         let reloaded = self.try_reload().await;
+        let metrics = self.setup.shared.registry.observer().metrics();
+        metrics.reloaded(reloaded.is_ok());
         match &reloaded {
             Ok(done) => tracing::info!("{done}"),
             Err(e) => tracing::error!("not reloaded, all is as before: {e}"),
@@ -560,7 +596,9 @@ impl Daemon {
         config.reload_of(&self.setup.shared.config())?;
         self.setup.put_in_force(config, &mut self.accepting).await?;
         let ended = self.end_what_is_not_allowed();
-        Ok(format!("reloaded; {ended} flow(s) were reset whose listener is gone or whose client is no longer allowed"))
+        Ok(format!(
+            "reloaded; {ended} flow(s) were reset whose listener is gone or whose client is no longer allowed"
+        ))
     }
 
     /// Ends flows that a reload has taken the right to exist from.

@@ -123,7 +123,9 @@ impl Bound {
     ) -> Result<Self, ListenError> {
         let mut wanted: Vec<(&Name, &config::Listener, ListenAddress)> = listeners
             .iter()
-            .flat_map(|(name, listener)| listener.listen.iter().map(move |at| (name, listener, *at)))
+            .flat_map(|(name, listener)| {
+                listener.listen.iter().map(move |at| (name, listener, *at))
+            })
             .collect();
         // Who has the least choice comes first.
         wanted.sort_by_key(|(_, _, address)| choice(address.ports));

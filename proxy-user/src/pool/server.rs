@@ -72,6 +72,7 @@ pub struct Server {
     open: AtomicU32,
     total: AtomicU64,
     failed: AtomicU64,
+    ejections: AtomicU64,
     connect: Mutex<Option<Duration>>,
     checks: Mutex<Checks>,
 }
@@ -85,6 +86,8 @@ pub struct Counts {
     pub total: u64,
     /// Those of them that could not be made.
     pub failed: u64,
+    /// How often it was ejected for that.
+    pub ejections: u64,
     /// How long the last one that could took to connect.
     pub connect: Option<Duration>,
 }
@@ -119,6 +122,7 @@ impl Server {
             open: AtomicU32::new(0),
             total: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            ejections: AtomicU64::new(0),
             connect: Mutex::default(),
             checks: Mutex::default(),
         }
@@ -176,6 +180,7 @@ impl Server {
             open: self.open(),
             total: self.total.load(Ordering::Relaxed),
             failed: self.failed.load(Ordering::Relaxed),
+            ejections: self.ejections.load(Ordering::Relaxed),
             connect: *lock(&self.connect),
         }
     }
@@ -210,6 +215,9 @@ impl Server {
 
     fn tell(&self, reason: &str, what: impl FnOnce(&mut Health, Instant) -> Option<Change>) {
         let change = what(&mut lock(&self.health), Instant::now());
+        if change.is_some_and(|change| change.to == State::Ejected) {
+            self.ejections.fetch_add(1, Ordering::Relaxed);
+        }
         self.log(change, reason);
     }
 

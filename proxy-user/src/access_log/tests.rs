@@ -423,3 +423,85 @@ fn a_line_that_was_cut_is_ended_before_the_next() {
     reader.read_to_string(&mut rest).expect("text");
     assert_eq!(rest, "\nwhole\n");
 }
+
+/// The rows of the documentation's table of ends: the name, and the letters it may have.
+fn documented() -> Vec<(Vec<String>, String)> {
+    let text = include_str!("../../../docs/access-log.md");
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
+    rows.filter_map(|row| {
+        let cells: Vec<&str> = row.split('|').collect();
+        let [_, labels, letters, ..] = cells[..] else {
+            return None;
+        };
+        let labels = labels.split('`').skip(1).step_by(2).map(str::to_owned);
+        Some((labels.collect(), letters.to_owned()))
+    })
+    .collect()
+}
+
+#[test]
+fn the_documentation_has_every_end_and_its_letters() {
+    use During::{Connect, Data, Request};
+    use proxy_core::address::Client;
+    use proxy_core::header::Refusal;
+
+    use crate::bpf::tables::ReserveError;
+    use crate::header::IdentifyError;
+    use crate::steering::ClaimError;
+    use crate::upstream::ConnectError;
+
+    let after = Duration::from_secs(1);
+    let error = |kind: io::ErrorKind| io::Error::from(kind);
+    let other = || error(io::ErrorKind::Other);
+    let upstream = Upstream::new("192.0.2.9:80".parse().expect("an address"));
+    let client = Client::new("192.0.2.1:1".parse().expect("an address"));
+    let headers = [
+        IdentifyError::Untrusted,
+        IdentifyError::Refused(Refusal::V1Port),
+        IdentifyError::Timeout(after, 0),
+        IdentifyError::Closed(0),
+        IdentifyError::Read(other()),
+    ];
+    let connects = [
+        ConnectError::Claim(ClaimError::FamilyMismatch { client, upstream }),
+        ConnectError::Claim(ClaimError::ClientAddress { client, what: "" }),
+        ConnectError::Claim(ClaimError::PortsTaken { client, upstream }),
+        ConnectError::Claim(ClaimError::TooMany(1)),
+        ConnectError::Claim(ClaimError::Table(ReserveError::Taken)),
+        ConnectError::Claim(ClaimError::Cookie(other())),
+        ConnectError::Socket(upstream, other()),
+        ConnectError::Connect(upstream, error(io::ErrorKind::ConnectionRefused)),
+        ConnectError::Connect(upstream, error(io::ErrorKind::ConnectionReset)),
+        ConnectError::Connect(upstream, error(io::ErrorKind::AddrNotAvailable)),
+        ConnectError::Connect(upstream, other()),
+        ConnectError::Timeout(upstream, after),
+        ConnectError::NoReply {
+            upstream,
+            source_address: client.socket_addr(),
+            syns: 1,
+            timeout: after,
+        },
+        ConnectError::NotSteered(upstream),
+        ConnectError::Send(upstream, other()),
+        ConnectError::Downstream(other()),
+        ConnectError::Left(upstream),
+    ];
+    let ends = End::ALL.map(|end| (Ending::from(end), Data));
+    let headers = headers.iter().map(|e| (Ending::from(e), Request));
+    let connects = connects.iter().map(|e| (Ending::from(e), Connect));
+    let stopped = [Request, Connect].map(|stage| (Ending::from(End::Stopped), stage));
+    let documented = documented();
+    for (end, stage) in ends
+        .into_iter()
+        .chain(headers)
+        .chain(connects)
+        .chain(stopped)
+    {
+        let letters = format!("`{}`", end.termination.letters(stage));
+        let is = |(labels, may): &&(Vec<String>, String)| {
+            labels.iter().any(|label| label == end.label) && may.contains(&letters)
+        };
+        let rows = documented.iter().filter(is).count();
+        assert_eq!(rows, 1, "rows with {} and {letters}", end.label);
+    }
+}

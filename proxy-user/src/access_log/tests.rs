@@ -325,6 +325,39 @@ fn a_file_that_was_renamed_is_left() {
 }
 
 #[test]
+fn health_checks_are_left_out_unless_they_are_asked_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("log");
+    let target = LogTarget::File(path.clone());
+    let log = AccessLog::open(&target, AccessLogFormat::Json, Lost::default()).expect("it opens");
+    let flow = flow_of("192.0.2.1:1");
+    let closed = Ending::from(&crate::header::IdentifyError::Closed(0));
+    let stopped = Ending::from(End::Stopped);
+    for end in [&closed, &stopped] {
+        log.write(&Line::now(&flow, end, Concurrency::default()));
+    }
+    let asked = tracing_subscriber::fmt()
+        .with_writer(io::sink)
+        .with_max_level(tracing::Level::DEBUG)
+        .finish();
+    tracing::subscriber::with_default(asked, || {
+        log.write(&Line::now(&flow, &closed, Concurrency::default()));
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(log.flush());
+    let text = std::fs::read_to_string(&path).expect("a file");
+    let ends = text.lines().map(|line| {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        line["end"].as_str().map(str::to_owned)
+    });
+    let ends: Vec<String> = ends.flatten().collect();
+    assert_eq!(ends, ["stopped", "closed-before-header"]);
+}
+
+#[test]
 fn a_reader_that_does_not_read_loses_lines_and_stops_nobody() {
     let (reader, writer) = io::pipe().expect("a pipe");
     let sink = Sink::Stream(Stream::new(File::from(std::os::fd::OwnedFd::from(writer))));

@@ -87,7 +87,7 @@ fn everything() -> (Flows, Exporter) {
 /// A sample's name, its labels, its value.
 type Sample = (String, BTreeMap<String, String>, f64);
 
-/// Reads OpenMetrics text as far as limpid writes it, and insists on its form.
+/// Reads `OpenMetrics` text as far as limpid writes it, and insists on its form.
 fn parse(text: &str) -> (BTreeMap<String, String>, Vec<Sample>) {
     let mut families = BTreeMap::new();
     let mut samples = Vec::new();
@@ -214,9 +214,20 @@ fn what_has_happened_is_exported() {
     );
     assert_eq!(is("limpid_reloads_total", &[("result", "failed")]), 0.0);
     flows.observer().metrics().reloaded(false);
+    flows.observer().metrics().listens(&name("new"));
+    drop(open);
     let (_, samples) = parse(&exporter.encode());
     let failed = [("result", "failed")];
     assert_eq!(value(&samples, "limpid_reloads_total", &failed), 1.0);
+    let new = [("listener", "new")];
+    assert_eq!(
+        value(&samples, "limpid_connections_accepted_total", &new),
+        0.0
+    );
+    let open = "limpid_connections_open";
+    assert_eq!(value(&samples, open, &[("listener", "in")]), 0.0);
+    assert_eq!(value(&samples, "limpid_flows_open", &packet), 0.0);
+    assert_eq!(value(&samples, "limpid_flows_total", &packet), 2.0);
 }
 
 #[test]

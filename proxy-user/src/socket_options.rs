@@ -103,10 +103,7 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_time().expect("told"), 60 * second);
         assert_eq!(socket.tcp_keepalive_interval().expect("told"), 7 * second);
         assert_eq!(socket.tcp_keepalive_retries().expect("told"), 3);
-        assert_eq!(
-            socket.tcp_user_timeout().expect("told"),
-            Some(90 * second)
-        );
+        assert_eq!(socket.tcp_user_timeout().expect("told"), Some(90 * second));
         SideOptions::default().apply(&socket).expect("applied");
         assert!(!socket.keepalive().expect("told"));
         assert_eq!(

@@ -141,15 +141,17 @@ impl Inherited {
     #[must_use]
     pub fn close_rest(self) -> Vec<InheritError> {
         let mut errors = self.unfit;
-        errors.extend(self.sockets.into_iter().map(|socket| {
-            InheritError::Elsewhere {
-                theirs: Bind {
-                    address: socket.address.into(),
-                    interface: socket.interface,
-                },
-                ours: self.asked.clone(),
-            }
-        }));
+        errors.extend(
+            self.sockets
+                .into_iter()
+                .map(|socket| InheritError::Elsewhere {
+                    theirs: Bind {
+                        address: socket.address.into(),
+                        interface: socket.interface,
+                    },
+                    ours: self.asked.clone(),
+                }),
+        );
         errors
     }
 }
@@ -184,9 +186,6 @@ impl Candidate {
         };
         // Of any other address it makes no difference.
         let has_families = !ip.is_unspecified() || !self.only_v6;
-        self.address.ip() == ip
-            && has_port
-            && has_families
-            && self.interface == bind.interface
+        self.address.ip() == ip && has_port && has_families && self.interface == bind.interface
     }
 }

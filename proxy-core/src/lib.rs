@@ -4,10 +4,12 @@
 //! of it is tested and fuzzed without root.
 //!
 //! - [`address`]: socket addresses by the part they play, so that they cannot be mixed up
+//! - [`admission`]: which clients a listener lets in, and how many
 //! - [`network`]: lists of networks: which peers may name a client
 //! - [`header`]: the PROXY protocol, received strictly and sent correctly
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod admission;
 pub mod header;
 pub mod network;

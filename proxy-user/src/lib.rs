@@ -7,6 +7,7 @@
 //! operator talks to in [`cli`], [`control`] and [`daemon`]; [`takeover`] is what two daemons say to each
 //! other.
 
+pub mod admission;
 pub mod bpf;
 pub mod cli;
 pub mod config;

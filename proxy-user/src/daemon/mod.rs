@@ -34,7 +34,8 @@ use crate::pool::{Pool, PoolError};
 use crate::registry::Registry;
 use crate::reset::Resets;
 use crate::send_proxy::SendProxy;
-use crate::splice::{End, EnginesError, Limits};
+use crate::socket_options::SideOptions;
+use crate::splice::{End, EnginesError, Fallback, Limits};
 use crate::takeover::{self, Deed, Estate, Predecessor, Preparing, Successor, TakeOverError};
 use crate::upstream::Connector;
 
@@ -400,7 +401,10 @@ impl Setup {
             else {
                 continue; // The configuration was checked.
             };
-            let engines = self.kernel.engines(listener.splice)?;
+            let mut engines = self.kernel.engines(listener.splice)?;
+            if listener.fast_open.is_some() {
+                engines = engines.without_packet(Fallback::FastOpen);
+            }
             let connector = Connector {
                 source: self
                     .kernel
@@ -409,6 +413,7 @@ impl Setup {
                 retries: settings.retries.get() as usize,
                 send_proxy: SendProxy::of(settings),
                 timeout: settings.connect_timeout.get(),
+                options: SideOptions::upstream(settings),
                 alike: engines.has_packet(),
             };
             let service = Service {

@@ -131,7 +131,8 @@ impl Shared {
             }
         }
         let admissions = services.iter();
-        let admissions = admissions.map(|(name, service)| (name.clone(), service.admission.clone()));
+        let admissions =
+            admissions.map(|(name, service)| (name.clone(), service.admission.clone()));
         self.admissions.store(Arc::new(admissions.collect()));
         self.config.store(Arc::new(config));
         self.pools.store(Arc::new(pools));

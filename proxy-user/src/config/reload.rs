@@ -28,9 +28,9 @@ impl Config {
             upstream_interface,
             attach,
             max_flows,
+            log_format,
             drain_timeout: _,
             metrics: _,
-            log_format: _,
             access_log: _,
             access_log_format: _,
         } = &self.daemon;
@@ -42,6 +42,7 @@ impl Config {
             ),
             ("attach", *attach == before.attach),
             ("max-flows", *max_flows == before.max_flows),
+            ("log-format", *log_format == before.log_format),
         ];
         let differs = fixed.into_iter().filter(|(_, same)| !same);
         let keys: Vec<_> = differs.map(|(key, _)| key).collect();
@@ -74,7 +75,7 @@ mod tests {
     fn the_rest_may_change() {
         let before = config("");
         let after = config(
-            "daemon = { drain-timeout = \"1s\", metrics = \"127.0.0.1:9100\", log-format = \"json\", \
+            "daemon = { drain-timeout = \"1s\", metrics = \"127.0.0.1:9100\", \
              access-log = \"stdout\", access-log-format = \"tcplog\" }\n\
              [listeners.a]\nlisten = [\"0.0.0.0:80\"]\n[pools.a]\nupstream = [\"192.0.2.1:80\"]",
         );

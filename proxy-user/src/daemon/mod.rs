@@ -25,7 +25,7 @@ use crate::forwarded::{self, Keeper, Told as Tidings};
 use crate::header::AcceptProxy;
 use crate::interfaces::InterfacesError;
 use crate::kernel::{Inherited, Kernel, Needs};
-use crate::listener::inherit::Inherited as Sockets;
+use crate::listener::inherit::{InheritError, Inherited as Sockets};
 use crate::listener::{self, Bound, ListenError};
 use crate::metrics::http::BindError;
 use crate::netlink::{Netlink, NetlinkError, Route};
@@ -82,6 +82,9 @@ pub enum RunError {
     /// The running daemon is not taken over.
     #[error("--take-over: {0}")]
     TakeOver(#[from] TakeOverError),
+    /// The running daemon's sockets are not those to listen at.
+    #[error("--take-over: {0}")]
+    Inherit(#[from] InheritError),
     /// The running daemon's tables cannot be used.
     #[error(
         "--take-over: the tables of the running limpid have layout version {found}, this one needs \
@@ -193,10 +196,14 @@ pub async fn run(args: RunArgs, config: Config) -> Result<(), RunError> {
         deed,
     } = Place::of(&args, &path).await?;
     let bound = Bound::bind(&config.listeners, &mut sockets)?;
+    let takes_over = deed.is_some();
     for unused in sockets.close_rest() {
+        // It would be closed with the other daemon, and what waits in its backlog with it.
+        if takes_over {
+            return Err(unused.into());
+        }
         tracing::warn!("{unused}");
     }
-    let takes_over = deed.is_some();
     let mut setup = Setup {
         shared,
         kernel: Kernel::new(Pins::new(&args.bpffs.bpffs, &args.instance.instance)),
@@ -294,9 +301,20 @@ impl Setup {
     ) -> Result<Accepting, RunError> {
         let services = self.prepare(&config, &pools, inherited).await?;
         self.clamp_segments(&bound).await;
+        let metrics = config.daemon.metrics;
         let conversation = match deed {
-            Some(deed) => Some(deed.take().await?),
-            None => None,
+            Some(deed) => {
+                let conversation = deed.take().await?;
+                // The other one has let go of the address, and would not take it back.
+                if let Err(e) = self.scraped.listen(metrics, &self.shared).await {
+                    tracing::error!("{e}");
+                }
+                Some(conversation)
+            }
+            None => {
+                self.scraped.listen(metrics, &self.shared).await?;
+                None
+            }
         };
         self.kernel.take_over();
         let elders = self.kernel.elders();
@@ -340,15 +358,9 @@ impl Setup {
             self.shared.runs_in_kernel(in_kernel);
         }
         let services = self.services(config, pools)?;
-        let config::Daemon {
-            metrics,
-            access_log,
-            access_log_format,
-            ..
-        } = &config.daemon;
-        self.scraped.listen(*metrics, &self.shared).await?;
+        let (target, format) = (&config.daemon.access_log, config.daemon.access_log_format);
         let observer = self.shared.registry.observer();
-        observer.log_to(access_log, *access_log_format)?;
+        observer.log_to(target, format)?;
         Ok(services)
     }
 
@@ -366,6 +378,9 @@ impl Setup {
         let services = self.prepare(&config, &pools, None).await?;
         self.clamp_segments(&bound).await;
         self.keep_forwarded()?;
+        self.scraped
+            .listen(config.daemon.metrics, &self.shared)
+            .await?;
         let listeners = bound.open()?;
         accepting.pause().await;
         self.shared.serves(config, pools, &services);
@@ -495,7 +510,9 @@ impl Daemon {
             () = control.serve(shared) => {}
             () = setup.kernel.tend(&setup.netlink, |_| ()) => {}
         }
-        setup.kernel.tear_down().await
+        setup.kernel.tear_down().await?;
+        setup.shared.registry.observer().flush().await;
+        Ok(())
     }
 
     /// Serves until a signal comes, or another daemon has taken over.
@@ -558,6 +575,7 @@ impl Daemon {
     /// Leaves flows and pins to a daemon that is ready for them.
     async fn hand_over(&mut self, candidate: Preparing) -> Option<Successor> {
         self.accepting.pause().await;
+        self.setup.scraped = Scraped::default();
         let (later, told) = mpsc::unbounded_channel();
         self.setup.shared.forwarded.hand_over(later).await;
         match candidate.succeed(told).await {
@@ -574,6 +592,11 @@ impl Daemon {
                 tracing::warn!("the limpid that was to take over is gone: {e}");
                 self.setup.shared.forwarded.take_back();
                 self.accepting.resume();
+                let shared = &self.setup.shared;
+                let metrics = shared.config().daemon.metrics;
+                if let Err(e) = self.setup.scraped.listen(metrics, shared).await {
+                    tracing::error!("{e}");
+                }
                 None
             }
         }
@@ -610,11 +633,13 @@ impl Daemon {
         let config = self.setup.shared.config();
         let mut ended = 0;
         for flow in self.setup.shared.registry.list() {
-            let why = match (config.listener_at(flow.called), flow.client.get()) {
+            // One that was adopted from a listener that nobody knows is nobody's.
+            let Some(name) = flow.listener() else {
+                continue;
+            };
+            let why = match (config.listeners.get(name), flow.client.get()) {
                 (None, _) => End::ListenerGone,
-                (Some((_, listener)), Some(client)) if !listener.allows(*client) => {
-                    End::NoLongerAllowed
-                }
+                (Some(listener), Some(client)) if !listener.allows(*client) => End::NoLongerAllowed,
                 (Some(_), _) => continue,
             };
             ended += usize::from(self.setup.shared.end(flow.id, why));

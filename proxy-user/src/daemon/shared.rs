@@ -129,6 +129,7 @@ impl Shared {
             if let Some(service) = services.get(name) {
                 service.admission.reconfigure(listener);
             }
+            self.registry.observer().metrics().listens(name);
         }
         let admissions = services.iter();
         let admissions =

@@ -195,15 +195,17 @@ pub async fn run(args: RunArgs, config: Config) -> Result<(), RunError> {
         inherited,
         deed,
     } = Place::of(&args, &path).await?;
-    let bound = Bound::bind(&config.listeners, &mut sockets)?;
     let takes_over = deed.is_some();
+    let bound = Bound::bind(&config.listeners, &mut sockets);
     for unused in sockets.close_rest() {
-        // It would be closed with the other daemon, and what waits in its backlog with it.
+        // It would be closed with the other daemon, and what waits in its backlog with it. (It may be why
+        // another cannot be bound.)
         if takes_over {
             return Err(unused.into());
         }
         tracing::warn!("{unused}");
     }
+    let bound = bound?;
     let mut setup = Setup {
         shared,
         kernel: Kernel::new(Pins::new(&args.bpffs.bpffs, &args.instance.instance)),

@@ -1,8 +1,9 @@
 //! limpid's daemon and command line.
 //!
 //! The data plane reads in the order traffic takes: [`listener`], [`header`] (with
-//! `proxy_core::network`), [`upstream`], [`splice`], [`forwarded`] for what needs no sockets any more,
-//! [`record`]; [`flow`] strings them together. Beside it: [`steering`] with [`interfaces`], [`paths`] and
+//! `proxy_core::network`), [`admission`], [`upstream`] with its [`pool`] and the header of [`send_proxy`],
+//! [`splice`], [`forwarded`] for what needs no sockets any more, [`record`] with [`access_log`] and
+//! [`metrics`]; [`flow`] strings them together, as [`config`] says. Beside it: [`steering`] with [`interfaces`], [`paths`] and
 //! [`netlink`], the BPF side in [`kernel`] and [`bpf`], system calls in [`sys`] and [`reset`], and what an
 //! operator talks to in [`cli`], [`control`] and [`daemon`]; [`takeover`] is what two daemons say to each
 //! other.

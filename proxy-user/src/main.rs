@@ -13,6 +13,7 @@ use proxy_user::bpf::probe;
 use proxy_user::cli::{Cli, Command, check, cleanup, flows, servers, status};
 use proxy_user::config::LogFormat;
 use proxy_user::daemon::{self, RunError};
+use proxy_user::listener::inherit::Inherited;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -49,6 +50,11 @@ fn with_causes(error: &anyhow::Error) -> String {
 }
 
 fn command(command: Command) -> anyhow::Result<ExitCode> {
+    // Before there are other threads: it takes them from the environment.
+    let sockets = match &command {
+        Command::Run(_) => Inherited::from_environment(),
+        _ => Inherited::default(),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -61,7 +67,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
                 for warning in warnings {
                     tracing::warn!("{warning}");
                 }
-                daemon::run(*args, config).await?;
+                daemon::run(*args, config, sockets).await?;
             }
             Command::Status(args) => _ = print(&status::status(&args).await?)?,
             Command::Flows(args) => watch(&args).await?,

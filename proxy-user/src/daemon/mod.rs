@@ -167,8 +167,9 @@ pub fn configuration(args: &RunArgs) -> Result<(Config, Vec<String>), RunError> 
     }
 }
 
-/// Serves `config` until a signal says otherwise; `args` say who and where it is.
-pub async fn run(args: RunArgs, config: Config) -> Result<(), RunError> {
+/// Serves `config` until a signal says otherwise; `args` say who and where it is, and `passed` are
+/// listening sockets of whoever has started it.
+pub async fn run(args: RunArgs, config: Config, passed: Sockets) -> Result<(), RunError> {
     let signals = Signals::new(args.config.is_some()).map_err(RunError::Signals)?;
     let descriptors = raise_limits();
     let netlink = Netlink::open()?;
@@ -194,7 +195,7 @@ pub async fn run(args: RunArgs, config: Config) -> Result<(), RunError> {
         mut sockets,
         inherited,
         deed,
-    } = Place::of(&args, &path).await?;
+    } = Place::of(&args, &path, passed).await?;
     let takes_over = deed.is_some();
     let bound = Bound::bind(&config.listeners, &mut sockets);
     for unused in sockets.close_rest() {
@@ -255,12 +256,12 @@ struct Place {
 }
 
 impl Place {
-    async fn of(args: &RunArgs, path: &Path) -> Result<Self, RunError> {
+    async fn of(args: &RunArgs, path: &Path, passed: Sockets) -> Result<Self, RunError> {
         if args.take_over {
             if let Some(heritage) = takeover::ask(path).await? {
                 return Ok(Self {
                     control: Server::bind_beside(path, heritage.folder_made).await?,
-                    sockets: Sockets::new(heritage.listeners),
+                    sockets: Sockets::new(heritage.listeners).and(passed),
                     inherited: heritage.kernel,
                     deed: Some(heritage.deed),
                 });
@@ -269,7 +270,7 @@ impl Place {
         }
         Ok(Self {
             control: Server::bind(path).await?,
-            sockets: Sockets::from_environment(),
+            sockets: passed,
             inherited: None,
             deed: None,
         })

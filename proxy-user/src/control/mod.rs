@@ -178,6 +178,12 @@ pub struct FlowView {
     pub client: Option<String>,
     /// Who connected to us.
     pub downstream: String,
+    /// The name of its listener; absent of one that an earlier daemon has left, where that is gone.
+    pub listener: Option<String>,
+    /// The name of its pool; absent until the header is read.
+    pub pool: Option<String>,
+    /// The name of its server there; absent until it is connected.
+    pub server: Option<String>,
     /// The backend; absent until it is connected.
     pub upstream: Option<String>,
     /// The source that the backend sees; absent until it is connected.

@@ -84,6 +84,9 @@ pub(super) fn flow(flow: &Flow) -> FlowView {
         id: flow.id,
         client: text(flow.client.get().map(|a| a as _)),
         downstream: flow.peer.to_string(),
+        listener: flow.listener().map(ToString::to_string),
+        pool: flow.pool().map(ToString::to_string),
+        server: flow.server().map(str::to_owned),
         upstream: text(flow.upstream.get().map(|a| a as _)),
         source: text(flow.source.get().map(|a| a as _)),
         engine: flow

@@ -1,5 +1,5 @@
 //! Listening sockets that others have made: the daemon that is taken over, this one before a reload, or
-//! systemd (sd_listen_fds(3)).
+//! systemd (`sd_listen_fds(3)`).
 
 use std::fmt;
 use std::io;

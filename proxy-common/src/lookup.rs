@@ -1,4 +1,4 @@
-//! Which listening socket a range of ports leads to: the layout of the sk_lookup program's maps, and its
+//! Which listening socket a range of ports leads to: the layout of the `sk_lookup` program's maps, and its
 //! decision.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};

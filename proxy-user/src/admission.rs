@@ -7,7 +7,7 @@ use proxy_core::address::Client;
 pub use proxy_core::admission::Refusal;
 use proxy_core::admission::{Gate, Limits, Rate};
 
-use crate::config;
+use crate::config::{self, Within};
 use crate::lock::lock;
 
 /// A listener's admission. Clones are the same one.
@@ -28,7 +28,6 @@ impl Admission {
     }
 
     /// A place for a flow that another daemon has let in, whatever the limits are.
-    #[must_use]
     pub fn adopt(&self, client: Client) -> Place {
         lock(&self.0).adopt(client);
         self.place(client)
@@ -71,8 +70,8 @@ fn limits(listener: &config::Listener) -> Limits {
     Limits {
         allow: listener.allow.iter().copied().collect(),
         deny: listener.deny.iter().copied().collect(),
-        connections: listener.max_connections.map(|most| most.get()),
-        connections_per_client: listener.max_connections_per_client.map(|most| most.get()),
+        connections: listener.max_connections.map(Within::get),
+        connections_per_client: listener.max_connections_per_client.map(Within::get),
         rate_per_client: listener
             .max_rate_per_client
             .map(|rate| Rate::new(rate.times, rate.per)),

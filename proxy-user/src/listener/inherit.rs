@@ -1,5 +1,5 @@
 //! Listening sockets that others have made: the daemon that is taken over, this one before a reload, or
-//! systemd (sd_listen_fds(3)).
+//! systemd (`sd_listen_fds(3)`).
 
 use std::fmt;
 use std::io;
@@ -131,6 +131,14 @@ impl Inherited {
         found.map(|at| self.sockets.remove(at).socket)
     }
 
+    /// The one that has the port of `bind`, and does not fit.
+    pub(super) fn occupant(&self, bind: &Bind) -> Option<Bind> {
+        let wanted = bind.address.ports;
+        let mut sockets = self.sockets.iter();
+        let found = sockets.find(|socket| wanted == Ports::One(socket.address.port()));
+        found.map(Candidate::bind)
+    }
+
     /// Closes those that could not be used for anything, and says why.
     #[must_use]
     pub fn close_unfit(&mut self) -> Vec<InheritError> {
@@ -145,10 +153,7 @@ impl Inherited {
             self.sockets
                 .into_iter()
                 .map(|socket| InheritError::Elsewhere {
-                    theirs: Bind {
-                        address: socket.address.into(),
-                        interface: socket.interface,
-                    },
+                    theirs: socket.bind(),
                     ours: self.asked.clone(),
                 }),
         );
@@ -174,6 +179,13 @@ impl Candidate {
             interface: interface.map(|name| String::from_utf8_lossy(&name).into_owned()),
             only_v6,
         })
+    }
+
+    fn bind(&self) -> Bind {
+        Bind {
+            address: self.address.into(),
+            interface: self.interface.clone(),
+        }
     }
 
     fn fits(&self, bind: &Bind) -> bool {

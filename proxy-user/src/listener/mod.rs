@@ -47,6 +47,17 @@ pub enum ListenError {
         #[source]
         source: io::Error,
     },
+    /// A socket that was handed over, and listens on, has the port.
+    #[error(
+        "cannot listen on {ours} while a socket that was handed over listens on {theirs}: that takes a \
+         restart"
+    )]
+    Occupied {
+        /// What was asked for.
+        ours: Bind,
+        /// The socket.
+        theirs: Bind,
+    },
     /// A range needs one port of its own, for its socket.
     #[error("cannot listen on {0}: others listen on each of its ports")]
     NoPort(ListenAddress),
@@ -62,6 +73,10 @@ impl ListenError {
             call,
             source,
         }
+    }
+
+    fn is_in_use(&self) -> bool {
+        matches!(self, Self::Call { source, .. } if source.kind() == io::ErrorKind::AddrInUse)
     }
 
     fn option(address: ListenAddress) -> impl FnOnce(OptionError) -> Self {
@@ -145,7 +160,13 @@ impl Bound {
             let failed = |call| ListenError::of(bind.address, call);
             let socket = match socket {
                 Some(socket) => socket,
-                None => bind_new(&bind, &ports)?,
+                None => bind_new(&bind, &ports).map_err(|e| match inherited.occupant(&bind) {
+                    Some(theirs) if e.is_in_use() => ListenError::Occupied {
+                        ours: bind.clone(),
+                        theirs,
+                    },
+                    _ => e,
+                })?,
             };
             let at = socket.local_addr().map_err(failed("getsockname"))?;
             ports.extend(at.as_socket().map(|at| at.port()));
@@ -322,16 +343,12 @@ fn bind_new(bind: &Bind, ours: &HashSet<u16>) -> Result<Socket, ListenError> {
             continue;
         }
         match bind_at(bind, SocketAddr::new(address.ip, port)) {
-            Err(ListenError::Call { call, source, .. })
-                if is_range && call == BIND && source.kind() == io::ErrorKind::AddrInUse => {}
+            Err(e) if is_range && e.is_in_use() => {}
             done => return done,
         }
     }
     Err(ListenError::NoPort(address))
 }
-
-/// What [`bind_new`] tries on every port.
-const BIND: &str = "bind";
 
 fn bind_at(bind: &Bind, at: SocketAddr) -> Result<Socket, ListenError> {
     let failed = |call| ListenError::of(bind.address, call);
@@ -350,7 +367,7 @@ fn bind_at(bind: &Bind, at: SocketAddr) -> Result<Socket, ListenError> {
     socket
         .set_reuse_address(at.port() != 0)
         .map_err(failed("SO_REUSEADDR"))?;
-    socket.bind(&at.into()).map_err(failed(BIND))?;
+    socket.bind(&at.into()).map_err(failed("bind"))?;
     Ok(socket)
 }
 

@@ -109,11 +109,16 @@ impl Ranges {
     pub async fn follow(&self) {
         let mut due = interval(SURVEY);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failing = false;
         loop {
             due.tick().await;
-            if let Err(e) = self.look() {
-                tracing::warn!("{e}");
+            let looked = self.look();
+            if let Err(e) = &looked
+                && !failing
+            {
+                tracing::warn!("who else listens within the ranges of ports is not followed: {e}");
             }
+            failing = looked.is_err();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Who listens on this host: sock_diag(7).
+//! Who listens on this host: `sock_diag(7)`.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -482,7 +482,10 @@ fn refuses_to_inherit() -> Result<()> {
         ]);
         let taken = bind(&[("a", &["[::]:81", "[::]:82"])], &mut other);
         // They are there still, and have the ports.
-        ensure!(taken.is_err());
+        ensure!(
+            matches!(taken, Err(ListenError::Occupied { .. })),
+            "{taken:?}"
+        );
         let said: Vec<String> = other.close_rest().iter().map(ToString::to_string).collect();
         ensure!(
             said.len() == 2 && said[1].contains("[::]:82 (interface lo)"),

@@ -4,6 +4,7 @@
 //! Every answer is checked: the bytes, and that the backend saw the client's own address and port through
 //! both proxies. What fails is counted and printed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -426,9 +427,21 @@ async fn finish(
         ended.len(),
         broken.len(),
     );
+    for (why, count) in reasons(&failed) {
+        println!("  {count} failed: {why}");
+    }
     let other = broken.iter().find(|session| !meant(session));
     ensure!(other.is_none(), "broke: {other:?}");
     Ok(failed)
+}
+
+/// Why connections have failed, and how many for each reason.
+fn reasons(failed: &[Made]) -> BTreeMap<&str, usize> {
+    let mut reasons = BTreeMap::new();
+    for why in failed.iter().filter_map(|made| made.outcome.as_ref().err()) {
+        *reasons.entry(why.as_str()).or_default() += 1;
+    }
+    reasons
 }
 
 /// The same where nothing may fail.
@@ -440,7 +453,8 @@ async fn finish_well(
     meant: impl Fn(&Session) -> bool,
 ) -> Result<()> {
     let failed = finish(scenario, site, load, sessions, meant).await?;
-    ensure!(failed.is_empty(), "failed: {failed:?}");
+    let (first, n) = (failed.first(), failed.len());
+    ensure!(first.is_none(), "{n} failed; the first: {first:?}");
     Ok(())
 }
 
@@ -450,7 +464,7 @@ fn ensure_open_at(gone: Instant, failed: &[Made]) -> Result<()> {
     ensure!(later.is_none(), "begun afterwards, and failed: {later:?}");
     // A caller has one connection at a time.
     let n = failed.len();
-    ensure!(n <= usize::from(CALLERS), "{n} failed: {failed:?}");
+    ensure!(n <= usize::from(CALLERS), "{n} failed of {CALLERS}");
     Ok(())
 }
 

@@ -5,15 +5,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use proxy_core::address::{Listener, Peer};
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 
-use crate::admission::{Admission, Refused};
+use crate::admission::Admission;
 use crate::config::{Name, Refuse};
 use crate::forwarded::Forwarded;
-use crate::header::{self, AcceptProxy, Identified, IdentifyError};
-use crate::record::{Ending, Record, Weight};
+use crate::header::{self, AcceptProxy, Identified};
+use crate::listener::Accepted;
+use crate::record::{Ending, Record};
 use crate::registry::Registry;
 use crate::splice::{self, End, Engines, Limits, Spliced};
 use crate::sys;
@@ -43,27 +42,23 @@ pub struct Service {
     pub registry: Registry,
 }
 
-/// An accepted connection.
-#[derive(Debug)]
-pub struct Accepted {
-    /// The connection.
-    pub stream: TcpStream,
-    /// Who connected.
-    pub peer: Peer,
-    /// The address that it connected to.
-    pub listener: Listener,
-}
-
 /// Takes a connection to its end, or to where it goes on without sockets. What ends its flow early
 /// ([`Flow::end`]) resets both sides.
 pub async fn serve(service: Arc<Service>, accepted: Accepted) {
-    let mut record = Record::open(&service.registry, accepted.peer, accepted.listener);
+    let mut record = Record::open(
+        &service.registry,
+        &service.name,
+        accepted.peer,
+        accepted.listener,
+    );
     let flow = Arc::clone(record.flow());
     // Until both sides are connected, whatever ends the flow early is a failure to its client.
     sys::reset_on_close(&accepted.stream, true);
-    let opened = flow.stop.run_until_cancelled(open(&service, accepted, &mut record));
+    let opened = flow
+        .stop
+        .run_until_cancelled(open(&service, accepted, &mut record));
     let end = match opened.await {
-        None => splice_ending(End::Stopped),
+        None => End::Stopped.into(),
         Some(Err(end)) => end,
         Some(Ok((identified, mut connected))) => {
             let age = u64::try_from(flow.accepted.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -87,14 +82,14 @@ pub async fn serve(service: Arc<Service>, accepted: Accepted) {
                     return service.forwarded.keep(record, forwarding, identity, limits);
                 }
                 // The engine has switched what is steered, and nothing else.
-                (Spliced::Forwarded(_), None) => splice_ending(End::Stopped),
+                (Spliced::Forwarded(_), None) => End::Stopped.into(),
                 // The identity goes only now: its entries are needed as long as its socket is open.
-                (Spliced::Ended(end), _) => splice_ending(end),
+                (Spliced::Ended(end), _) => end.into(),
             }
         }
     };
     let stopped = flow.ended().filter(|_| end.label == End::Stopped.label());
-    record.close(stopped.map_or(end, splice_ending));
+    record.close(stopped.map_or(end, Ending::from));
 }
 
 /// Header, admission and upstream: everything until bytes can flow.
@@ -111,82 +106,24 @@ async fn open(
     let flow = Arc::clone(record.flow());
     let identified = header::identify(stream, peer, service.accept_proxy.as_ref())
         .await
-        .map_err(|e| header_ending(&e))?;
+        .map_err(|e| Ending::from(&e))?;
     let _ = flow.client.set(identified.client);
-    let _ = flow.header.set(identified.took);
+    flow.header_took(identified.took);
     let place = service.admission.admit(identified.client, Instant::now());
     record.admitted(place.map_err(|e| {
         sys::reset_on_close(&identified.downstream, service.refuse == Refuse::Reset);
-        admission_ending(&e)
+        Ending::refused(e.label(), e.to_string())
     })?);
+    flow.goes_to(service.connector.pool.name());
     let connected = tokio::select! {
-        connected = service.connector.connect(&identified, listener) => connected,
+        connected = service.connector.connect(&identified, listener, &flow) => connected,
         // A FIN is no reason: the request may have come before it.
         _ = identified.downstream.ready(Interest::ERROR) => Err(ConnectError::Left),
     };
-    let (connected, lease) = connected.map_err(|e| {
-        if let Some(upstream) = e.upstream() {
-            let _ = flow.upstream.set(upstream);
-        }
-        connect_ending(&e)
-    })?;
-    let _ = flow.upstream.set(connected.upstream);
+    let (connected, lease) = connected.map_err(|e| Ending::from(&e))?;
     let _ = flow.source.set(connected.source);
-    let _ = flow.connect.set(connected.took);
+    flow.connect_took(connected.took);
     flow.progress.sent_up(connected.sent);
     record.served_by(lease);
     Ok((identified, connected))
-}
-
-fn header_ending(error: &IdentifyError) -> Ending {
-    let weight = match error {
-        IdentifyError::Closed(_) => Weight::Trifle,
-        IdentifyError::Untrusted
-        | IdentifyError::Refused(_)
-        | IdentifyError::Timeout(..)
-        | IdentifyError::Read(_) => Weight::Warning,
-    };
-    Ending {
-        label: error.label(),
-        weight,
-        detail: Some(error.to_string()),
-    }
-}
-
-fn admission_ending(error: &Refused) -> Ending {
-    Ending {
-        label: error.label(),
-        weight: Weight::Warning,
-        detail: Some(error.to_string()),
-    }
-}
-
-fn connect_ending(error: &ConnectError) -> Ending {
-    Ending {
-        label: error.label(),
-        weight: Weight::Warning,
-        detail: Some(error.to_string()),
-    }
-}
-
-/// How the end of a spliced flow is recorded.
-pub fn splice_ending(end: End) -> Ending {
-    let (weight, detail) = match end {
-        End::Finished
-        | End::Reset(_)
-        | End::IdleTimeout
-        | End::HalfCloseTimeout
-        | End::Stopped
-        | End::Killed
-        | End::ListenerGone
-        | End::NoLongerAllowed => (Weight::Normal, None),
-        End::Failed(_) | End::Unroutable(_) | End::HandoverLost => {
-            (Weight::Warning, Some(end.to_string()))
-        }
-    };
-    Ending {
-        label: end.label(),
-        weight,
-        detail,
-    }
 }

@@ -21,8 +21,7 @@ use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue::Key;
 
 use crate::bpf::forwards::{Events, ForwardTable};
-use crate::daemon::state::State;
-use crate::flow::splice_ending;
+use crate::daemon::shared::Shared;
 use crate::kernel::ForwardedParts;
 use crate::paths::Paths;
 use crate::record::Record;
@@ -77,13 +76,7 @@ pub struct Told(UnboundedReceiver<Message>);
 
 impl Forwarded {
     /// Keeps a flow until it ends.
-    pub fn keep(
-        &self,
-        record: Record,
-        forwarding: Forwarding,
-        identity: Identity,
-        limits: Limits,
-    ) {
+    pub fn keep(&self, record: Record, forwarding: Forwarding, identity: Identity, limits: Limits) {
         let Forwarding {
             flow,
             record: known,
@@ -197,7 +190,7 @@ pub struct Keeper {
     /// `None`: nobody can be told of an end (no `CAP_NET_RAW`).
     resets: Option<Resets>,
     steering: Arc<Steering>,
-    state: Arc<State>,
+    shared: Arc<Shared>,
     flows: HashMap<u64, Kept>,
     lingering: HashMap<u64, Lingering>,
     deadlines: DelayQueue<u64>,
@@ -216,7 +209,7 @@ impl Keeper {
         Told(told): Told,
         parts: ForwardedParts,
         resets: Option<Resets>,
-        state: Arc<State>,
+        shared: Arc<Shared>,
         predecessor: bool,
     ) -> Self {
         let ForwardedParts {
@@ -232,7 +225,7 @@ impl Keeper {
             paths,
             resets,
             steering,
-            state,
+            shared,
             flows: HashMap::new(),
             lingering: HashMap::new(),
             deadlines: DelayQueue::new(),
@@ -288,8 +281,12 @@ impl Keeper {
             let _ = successor.send(flow);
             return;
         }
-        // It may have been ended while it was on its way to here.
-        let (flow, end) = (kept.flow, kept.end.take().or(kept.record.flow().ended()));
+        let flow = kept.flow;
+        let end = match kept.end.take() {
+            // It may have been told to end while it was on its way to here.
+            None | Some(End::Stopped) => kept.record.flow().ended(),
+            end => end,
+        };
         if kept.routes != Some(self.paths.generation()) {
             // Nobody has looked after its ways meanwhile.
             self.look_again = Some(Instant::now());
@@ -434,7 +431,7 @@ impl Keeper {
         self.table.forget(flow);
         self.linger(flow, kept.known.downstream, kept.known.upstream);
         kept.identity.release();
-        kept.record.close(splice_ending(end));
+        kept.record.close(end.into());
     }
 
     fn linger(&mut self, flow: u64, downstream: Tuple, upstream: Tuple) {
@@ -553,13 +550,24 @@ impl Keeper {
         let age = Duration::from_nanos(sys::monotonic_ns().saturating_sub(known.accepted_ns));
         let now = Instant::now();
         let accepted = now.checked_sub(age).unwrap_or(now);
-        let record = Record::adopt(
-            &self.state.registry,
+        let mut record = Record::adopt(
+            &self.shared.registry,
             Peer::new(known.downstream.source()),
             Listener::new(known.downstream.destination()),
             accepted,
         );
-        let details = record.flow();
+        let details = Arc::clone(record.flow());
+        if let Some((listener, pool)) = self.shared.listener_at(details.called) {
+            details.came_by(&listener);
+            details.goes_to(&pool);
+            if let Some(lease) = self
+                .shared
+                .lease(&pool, Upstream::new(known.upstream.source()))
+            {
+                details.is_at(&lease);
+                record.served_by(lease);
+            }
+        }
         let client = SocketAddr::new(known.client.into(), known.client_port);
         let _ = details.client.set(Client::new(client));
         let _ = details.upstream.set(Upstream::new(known.upstream.source()));
@@ -576,8 +584,9 @@ impl Keeper {
             direction.forwarded(Arc::clone(&self.table), flow, key);
             direction.handed_over(handed_over);
         }
-        let limits = self.state.limits_at(details.called);
+        let limits = self.shared.limits_at(details.called);
         let identity = self.steering.adopt(flow, known.upstream);
+        details.count_from_here();
         if known.state == LEFT {
             known.state = SETTLED;
             self.table.record(flow, known);

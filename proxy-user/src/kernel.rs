@@ -13,10 +13,11 @@ use crate::bpf::attach::{self, AttachMode};
 use crate::bpf::forwards::{Events, ForwardTable};
 use crate::bpf::pins::{self, Elders, Pins};
 use crate::bpf::sockmap::{Sockmap, SockmapError, kernel_version};
+use crate::bpf::tables::Counters;
 use crate::bpf::{self, Bpf};
 use crate::config::{Config, Listener, Mismatch};
 use crate::daemon::RunError;
-use crate::daemon::listeners::Listeners;
+use crate::daemon::shared::InKernel;
 use crate::forwarded::Forwarded;
 use crate::interfaces::{Downstream, Interfaces};
 use crate::netlink::conntrack::Conntrack;
@@ -56,6 +57,7 @@ struct Tc {
     /// Clients' packets are forwarded, or were.
     forwards: bool,
     steering: Arc<Steering>,
+    counters: Arc<Counters>,
     table: Arc<ForwardTable>,
     paths: Arc<Paths>,
     /// Told of changed routes.
@@ -247,8 +249,7 @@ impl Kernel {
         };
         if let Some(tc) = &mut self.tc {
             tc.forwards |= needs.forward();
-            tc.interfaces
-                .between(needs.clients(tc.forwards), upstreams);
+            tc.interfaces.between(needs.clients(tc.forwards), upstreams);
             tc.interfaces.attach(bpf, netlink).await?;
             tc.paths.changed(tc.interfaces.attached());
             return Ok(());
@@ -274,6 +275,7 @@ impl Kernel {
             interfaces,
             forwards,
             steering,
+            counters: Arc::new(bpf.counters()?),
             table,
             paths,
             forwarded: forwarded.clone(),
@@ -293,6 +295,16 @@ impl Kernel {
             paths: Arc::clone(&tc.paths),
             steering: Arc::clone(&tc.steering),
         }))
+    }
+
+    /// What the metrics read of it; `None`: the tc programs do not run.
+    #[must_use]
+    pub fn in_kernel(&self) -> Option<InKernel> {
+        let tc = self.tc.as_ref()?;
+        Some(InKernel {
+            steering: Arc::clone(&tc.steering),
+            counters: Arc::clone(&tc.counters),
+        })
     }
 
     /// The locked folder of the pins, if there is one.
@@ -384,7 +396,8 @@ impl Kernel {
     }
 
     /// Forgets flows that are over, and follows link and route changes; never returns.
-    pub async fn tend(&mut self, netlink: &Netlink, listeners: &Listeners) {
+    /// `clamp` is told of the [largest segment](Self::largest_segment).
+    pub async fn tend(&mut self, netlink: &Netlink, clamp: impl Fn(u32)) {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Changes come in bursts: the first sets the time at which all are acted upon.
@@ -404,7 +417,7 @@ impl Kernel {
                     due = Instant::now() + VERIFY;
                     self.attach(netlink, std::mem::take(&mut changed)).await;
                     if let Some(largest) = self.largest_segment(netlink).await {
-                        listeners.clamp_segments(largest);
+                        clamp(largest);
                     }
                 }
             }
@@ -458,8 +471,8 @@ impl Kernel {
         };
         let _ = timeout(LAST_WORDS, closed).await;
         let Ok(bpf) = self.bpf else { return Ok(()) };
-        if self.tc.is_some() {
-            match bpf.counters() {
+        if let Some(tc) = &self.tc {
+            match tc.counters.sum() {
                 Ok(counters) => tracing::info!("{counters:?}"),
                 Err(e) => tracing::warn!("{e}"),
             }

@@ -7,6 +7,8 @@
 //! operator talks to in [`cli`], [`control`] and [`daemon`]; [`takeover`] is what two daemons say to each
 //! other.
 
+pub mod access_log;
+pub mod admission;
 pub mod bpf;
 pub mod cli;
 pub mod config;
@@ -19,12 +21,15 @@ pub mod interfaces;
 pub mod kernel;
 pub mod listener;
 pub mod lock;
+pub mod metrics;
 pub mod netlink;
 pub mod paths;
+pub mod pool;
 pub mod record;
 pub mod registry;
 pub mod reset;
-pub mod resolve;
+pub mod send_proxy;
+pub mod socket_options;
 pub mod splice;
 pub mod steering;
 pub mod sys;

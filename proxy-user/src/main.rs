@@ -10,19 +10,20 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use proxy_user::bpf::probe;
-use proxy_user::cli::{Cli, Command, cleanup, flows, servers, status};
+use proxy_user::cli::{Cli, Command, check, cleanup, flows, servers, status};
 use proxy_user::config::LogFormat;
 use proxy_user::daemon::{self, RunError};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let Err(error) = command(cli.command) else {
-        return ExitCode::SUCCESS;
+    let error = match command(cli.command) {
+        Ok(code) => return code,
+        Err(error) => error,
     };
     match error.downcast_ref::<RunError>() {
         // A wrong command line, though clap cannot tell: its form and its exit code.
-        Some(usage @ (RunError::NoTrust | RunError::LocalUpstream(_))) => {
+        Some(usage @ (RunError::Options(_) | RunError::LocalUpstream(_))) => {
             clap::Error::raw(ErrorKind::ArgumentConflict, format!("{usage}\n")).exit()
         }
         // Not `eprintln`, which panics where nobody reads it; and in one piece, for a log that
@@ -47,7 +48,7 @@ fn with_causes(error: &anyhow::Error) -> String {
     })
 }
 
-fn command(command: Command) -> anyhow::Result<()> {
+fn command(command: Command) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -55,8 +56,11 @@ fn command(command: Command) -> anyhow::Result<()> {
     runtime.block_on(async {
         match command {
             Command::Run(args) => {
-                let config = args.configuration()?;
+                let (config, warnings) = daemon::configuration(&args)?;
                 log(config.daemon.log_format);
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
                 daemon::run(*args, config).await?;
             }
             Command::Status(args) => _ = print(&status::status(&args).await?)?,
@@ -65,18 +69,29 @@ fn command(command: Command) -> anyhow::Result<()> {
             Command::Servers(args) => _ = print(&servers::servers(&args).await?)?,
             Command::Server(args) => _ = print(&servers::server(&args).await?)?,
             Command::Reload(args) => _ = print(&status::reload(&args).await?)?,
+            Command::Check(args) => {
+                let checked = check::check(&args)?;
+                if !checked.warnings.is_empty() {
+                    let warnings = format!("{}\n\n", checked.warnings);
+                    let _ = std::io::stderr().write_all(warnings.as_bytes());
+                }
+                let _ = print(&checked.text)?;
+                if !checked.is_usable {
+                    return Ok(ExitCode::FAILURE);
+                }
+            }
             Command::Cleanup(args) => {
                 log(LogFormat::Text);
                 for line in cleanup::cleanup(&args).await? {
-                    print(&format!("removed {line}"))?;
+                    let _ = print(&format!("removed {line}"))?;
                 }
             }
             Command::Probe(args) if args.json => {
-                print(&serde_json::to_string_pretty(&probe::probe())?)?;
+                let _ = print(&serde_json::to_string_pretty(&probe::probe())?)?;
             }
-            Command::Probe(_) => print(probe::probe().to_string().trim_end())?,
+            Command::Probe(_) => _ = print(probe::probe().to_string().trim_end())?,
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     })
 }
 
@@ -87,7 +102,11 @@ async fn watch(args: &flows::FlowsArgs) -> anyhow::Result<()> {
     let afresh = !args.json && std::io::stdout().is_terminal();
     loop {
         let list = flows::flows(args).await?;
-        let before = if afresh && args.watch.is_some() { AFRESH } else { "" };
+        let before = if afresh && args.watch.is_some() {
+            AFRESH
+        } else {
+            ""
+        };
         let read = print(&format!("{before}{list}"))?;
         match args.every() {
             Some(time) if read => tokio::time::sleep(time).await,

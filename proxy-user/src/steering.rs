@@ -184,6 +184,13 @@ impl Steering {
         self.table.withdraw_all_but(|flow| self.is_open(flow));
     }
 
+    /// How many flows are open or linger, and how many may be open.
+    #[must_use]
+    pub fn fill(&self) -> (usize, usize) {
+        let open = lock(&self.open).len();
+        (open + self.lingering().len(), self.max_flows)
+    }
+
     /// Is the flow this daemon's?
     #[must_use]
     pub fn is_open(&self, flow: u64) -> bool {

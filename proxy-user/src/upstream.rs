@@ -10,18 +10,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proxy_common::flow::{OFFER_SACK, OFFER_TIMESTAMPS};
-use proxy_core::address::{Client, Destination, Listener, Upstream};
-use proxy_core::header::{
-    Addresses, Checksum, EncodeError, Endpoints, Subject, encode_v1, encode_v2,
-};
+use proxy_core::address::{Client, Listener, Upstream};
+use proxy_core::header::EncodeError;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use crate::config::SendProxy;
 use crate::header::Identified;
 use crate::pool::{Lease, NoServer, Pool, Tried};
+use crate::registry::Flow;
+use crate::send_proxy::{Outgoing, SendProxy};
 use crate::steering::{ClaimError, Identity, Offer, Steering};
 use crate::sys::{self, repair};
 
@@ -50,7 +49,7 @@ pub struct Connector {
     /// The servers.
     pub pool: Arc<Pool>,
     /// How many other servers are tried where connecting fails.
-    pub retries: u32,
+    pub retries: usize,
     /// Whose address it sees.
     pub source: Source,
     /// The header that it gets.
@@ -69,16 +68,12 @@ pub struct Connected {
     pub stream: TcpStream,
     /// Its place in the flow table, where it carries the client's address.
     pub identity: Option<Identity>,
-    /// The server.
-    pub upstream: Upstream,
     /// The source that the backend sees.
     pub source: SocketAddr,
     /// Payload that has gone to it, in bytes; not the header.
     pub sent: u64,
     /// How long connecting took.
     pub took: Duration,
-    /// How many servers were tried before.
-    pub retries: u32,
 }
 
 /// Why the backend could not be reached.
@@ -155,31 +150,10 @@ impl ConnectError {
             Self::Timeout(..) => "upstream-timeout",
             Self::NoReply { .. } => "upstream-no-reply",
             Self::NotSteered(_) => "not-steered",
-            Self::Header(_) => "header-too-long",
+            Self::Header(e) => e.label(),
             Self::Send(..) => "upstream-send-error",
             Self::Downstream(_) => "downstream-read-error",
             Self::Left => "downstream-reset",
-        }
-    }
-
-    /// The server, where there is one to name.
-    #[must_use]
-    pub fn upstream(&self) -> Option<Upstream> {
-        match self {
-            Self::Socket(upstream, _)
-            | Self::Connect(upstream, _)
-            | Self::Timeout(upstream, _)
-            | Self::NoReply { upstream, .. }
-            | Self::NotSteered(upstream)
-            | Self::Send(upstream, _)
-            | Self::Claim(
-                ClaimError::FamilyMismatch { upstream, .. } | ClaimError::PortsTaken { upstream, .. },
-            ) => Some(*upstream),
-            Self::NoServer(_)
-            | Self::Claim(_)
-            | Self::Header(_)
-            | Self::Downstream(_)
-            | Self::Left => None,
         }
     }
 
@@ -212,17 +186,26 @@ impl Connector {
         &self,
         identified: &Identified,
         called: Listener,
+        flow: &Flow,
     ) -> Result<(Connected, Lease), ConnectError> {
+        // Before anything is sent: one that cannot be written ends the connection (rule 25).
+        let header = self.encode_header(identified, called)?;
+        if let Some(id) = header.as_ref().and_then(|header| header.unique_id.clone()) {
+            let _ = flow.unique_id.set(id);
+        }
         let mut tried = Tried::default();
         let mut failure = None;
         loop {
             let picked = self.pool.pick(identified.client, called.port(), &tried);
             // What went wrong with the last one says more than that there is no other.
             let lease = picked.map_err(|none| failure.take().unwrap_or(none.into()))?;
-            let error = match self.connect_to(lease.upstream(), identified, called).await {
-                Ok(mut connected) => {
+            let error = match self
+                .connect_to(lease.upstream(), identified, header.as_ref())
+                .await
+            {
+                Ok(connected) => {
                     lease.connected(connected.took);
-                    connected.retries = tried.len();
+                    flow.is_at(&lease);
                     return Ok((connected, lease));
                 }
                 Err(error) => error,
@@ -232,8 +215,10 @@ impl Connector {
             }
             tried.add(&lease);
             if !error.is_only_here() || tried.len() > self.retries {
+                flow.is_at(&lease);
                 return Err(error);
             }
+            flow.retried();
             tracing::debug!(client = %identified.client, "trying another server: {error}");
             failure = Some(error);
         }
@@ -244,7 +229,7 @@ impl Connector {
         &self,
         upstream: Upstream,
         identified: &Identified,
-        called: Listener,
+        header: Option<&Outgoing>,
     ) -> Result<Connected, ConnectError> {
         let socket = new_socket(upstream).map_err(|e| ConnectError::Socket(upstream, e))?;
         let offer = if self.alike {
@@ -279,16 +264,14 @@ impl Connector {
         let source = identity.as_ref().map_or(local, Identity::source);
         let took = started.elapsed();
         let sent = self
-            .send_first(&mut stream, identified, called, upstream)
+            .send_first(&mut stream, header, identified, upstream)
             .await?;
         Ok(Connected {
             stream,
             identity,
-            upstream,
             source,
             sent,
             took,
-            retries: 0,
         })
     }
 
@@ -334,21 +317,30 @@ impl Connector {
         }
     }
 
-    /// Sends the header and the payload that is at hand, in one write. Returns the payload's length.
+    /// The header that this connection begins with, if one is sent.
+    fn encode_header(
+        &self,
+        identified: &Identified,
+        called: Listener,
+    ) -> Result<Option<Outgoing>, EncodeError> {
+        let received = identified.header.as_ref();
+        self.send_proxy
+            .map(|send_proxy| send_proxy.header(identified.client, received, called))
+            .transpose()
+    }
+
+    /// Sends the header and the payload that is at hand, in one write (rule 23). Returns the payload's
+    /// length, in bytes.
     async fn send_first(
         &self,
         stream: &mut TcpStream,
+        header: Option<&Outgoing>,
         identified: &Identified,
-        listener: Listener,
         upstream: Upstream,
     ) -> Result<u64, ConnectError> {
-        let mut first = match self.send_proxy {
-            None => Vec::new(),
-            Some(version) => encode_header(version, identified, listener)?,
-        };
-        let header_len = first.len();
-        first.extend_from_slice(&identified.early);
-        if header_len > 0 && identified.early.is_empty() {
+        let header = header.map_or(&[][..], |header| &header.bytes);
+        let mut first = [header, &identified.early].concat();
+        if !header.is_empty() && identified.early.is_empty() {
             append_at_hand(&identified.downstream, &mut first).map_err(ConnectError::Downstream)?;
         }
         if !first.is_empty() {
@@ -357,7 +349,7 @@ impl Connector {
                 .await
                 .map_err(|e| ConnectError::Send(upstream, e))?;
         }
-        Ok((first.len() - header_len) as u64)
+        Ok((first.len() - header.len()) as u64)
     }
 }
 
@@ -398,27 +390,6 @@ fn append_at_hand(downstream: &TcpStream, first: &mut Vec<u8>) -> io::Result<()>
         Ok(_) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
         Err(e) => Err(e),
-    }
-}
-
-/// The header that tells the backend of this connection: its client, and whom the client called.
-fn encode_header(
-    version: SendProxy,
-    identified: &Identified,
-    listener: Listener,
-) -> Result<Vec<u8>, EncodeError> {
-    let received = identified.header.as_ref().map(|header| &header.endpoints);
-    let subject = match received {
-        Some(Endpoints::Tcp(addresses)) => Subject::Client(*addresses),
-        // The sender of the header spoke for itself, and so it is passed on.
-        Some(Endpoints::Absent(_)) | None => Subject::Client(Addresses {
-            client: identified.client,
-            destination: Destination::new(listener.socket_addr()),
-        }),
-    };
-    match version {
-        SendProxy::V1 => encode_v1(subject),
-        SendProxy::V2 => encode_v2(subject, [], Checksum::Omit),
     }
 }
 

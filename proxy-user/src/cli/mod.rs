@@ -11,6 +11,7 @@ use crate::bpf::pins::BPFFS;
 use crate::control;
 use crate::control::client::AskError;
 
+pub mod check;
 pub mod cleanup;
 pub mod flows;
 pub mod run;
@@ -37,6 +38,9 @@ pub enum Command {
     Run(Box<run::RunArgs>),
     /// Show how a running limpid does: its listeners, and how many flows each engine carries.
     Status(status::StatusArgs),
+    /// Read a configuration file as `limpid run --config` would, and say what is wrong with it, without
+    /// touching anything. Exit code 0: it can be run; 1: it cannot.
+    Check(check::CheckArgs),
     /// List the open flows of a running limpid.
     Flows(flows::FlowsArgs),
     /// Do something to one open flow.

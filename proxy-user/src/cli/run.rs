@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args};
 
 use super::{BpffsArgs, ControlArgs, InstanceArgs};
-use crate::config::{self, Config, Daemon, Listener, LoadError, Name, Pool};
+use crate::config::{Config, Daemon, Listener, Name, Pool};
 
 /// Arguments of `limpid run`.
 ///
@@ -60,16 +60,9 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// What the file says, or the options.
-    pub fn configuration(&self) -> Result<Config, LoadError> {
-        match &self.config {
-            Some(file) => config::load(file),
-            None => Ok(self.options()),
-        }
-    }
-
     /// What the options say.
-    fn options(&self) -> Config {
+    #[must_use]
+    pub fn options(&self) -> Config {
         Config {
             daemon: self.daemon.clone(),
             listeners: [(Name::default(), self.listener.clone())].into(),

@@ -2,10 +2,9 @@
 
 use clap::{Args, Subcommand};
 
-use super::{Running, json, table};
-use crate::control::Command;
+use super::{Running, age, json, table};
 use crate::control::client::{self, AskError, TIMEOUT};
-use crate::pool::AdminState;
+use crate::control::{Command, ServerSetting, ServerView};
 
 /// Arguments of `limpid servers`.
 #[derive(Debug, Args)]
@@ -39,7 +38,7 @@ pub enum ServerCommand {
 
         /// What it is to be.
         #[arg(value_enum)]
-        state: AdminState,
+        state: ServerSetting,
 
         /// Which limpid.
         #[command(flatten)]
@@ -55,12 +54,40 @@ pub async fn servers(args: &ServersArgs) -> Result<String, AskError> {
         return json(&servers, socket);
     }
     let mut table = table([
-        "POOL", "SERVER", "ADDRESS", "STATE", "WEIGHT", "OPEN", "TOTAL", "FAILED", "CHECKS",
+        "POOL",
+        "SERVER",
+        "ADDRESS",
+        "STATE",
+        "WEIGHT",
+        "OPEN",
+        "TOTAL",
+        "FAILED",
+        "LAST CHECK",
     ]);
     for server in servers {
-        table.add_row(server.row());
+        table.add_row(row(server));
     }
     Ok(table.trim_fmt())
+}
+
+fn row(server: ServerView) -> [String; 9] {
+    let checks = match (server.last_check_ms, &server.last_check_error) {
+        (None, _) => "-".to_owned(),
+        (Some(_), Some(error)) => error.clone(),
+        (Some(ms), None) => format!("{ms:.1} ms"),
+    };
+    let backup = if server.backup { " backup" } else { "" };
+    [
+        server.pool,
+        server.server,
+        server.address,
+        format!("{} {}", server.state, age(server.unchanged_ms)),
+        format!("{:.1}{backup}", server.effective_weight),
+        server.connections.to_string(),
+        server.connections_total.to_string(),
+        server.connect_failures.to_string(),
+        checks,
+    ]
 }
 
 /// What `limpid server` prints.

@@ -49,7 +49,14 @@ pub async fn reload(args: &ReloadArgs) -> Result<String, AskError> {
 fn text(status: &StatusView) -> String {
     let flows = status.flows.iter();
     let flows: Vec<String> = flows.map(|(by, count)| format!("{count} {by}")).collect();
-    let mut listeners = table(["LISTENER", "LISTEN", "POOL", "SOURCE", "SPLICE", "CONNECTIONS"]);
+    let mut listeners = table([
+        "LISTENER",
+        "LISTEN",
+        "POOL",
+        "SOURCE",
+        "SPLICE",
+        "CONNECTIONS",
+    ]);
     for listener in &status.listeners {
         listeners.add_row([
             listener.name.clone(),
@@ -68,7 +75,11 @@ fn text(status: &StatusView) -> String {
         if status.ending { "ending; up" } else { "up" },
         age(status.uptime_ms),
         status.config.as_deref().unwrap_or("the command line"),
-        if flows.is_empty() { "none".to_owned() } else { flows.join(", ") },
+        if flows.is_empty() {
+            "none".to_owned()
+        } else {
+            flows.join(", ")
+        },
         listeners.trim_fmt(),
     )
 }

@@ -1,6 +1,5 @@
 //! `[daemon]`: what is not a listener's and not a pool's.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,15 +7,14 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use schemars::JsonSchema;
-use serde::Deserialize;
-use serde_with::{DisplayFromStr, serde_as};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::defaults;
-use super::words::{TimeOrNone, Within};
+use super::words::{TimeOrNone, Within, Word, WordError, socket_address, word};
 use crate::bpf::attach::AttachMode;
 
 /// Format of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
     /// For people.
@@ -26,7 +24,7 @@ pub enum LogFormat {
 }
 
 /// Format of the access lines, where they are not part of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum AccessLogFormat {
     /// One JSON object a line.
@@ -53,16 +51,18 @@ pub enum LogTarget {
 }
 
 impl FromStr for LogTarget {
-    type Err = Infallible;
+    type Err = WordError;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(match text {
-            "log" => Self::Log,
-            "stdout" => Self::Stdout,
-            "syslog" => Self::Syslog,
-            "journald" => Self::Journald,
-            path => Self::File(path.into()),
-        })
+    fn from_str(text: &str) -> Result<Self, WordError> {
+        match text {
+            "log" => Ok(Self::Log),
+            "stdout" => Ok(Self::Stdout),
+            "syslog" => Ok(Self::Syslog),
+            "journald" => Ok(Self::Journald),
+            // A misspelt name of the others is not taken for a file's.
+            path if path.contains('/') => Ok(Self::File(path.into())),
+            _ => Err(WordError::new(text, Self::ALLOWED)),
+        }
     }
 }
 
@@ -78,10 +78,19 @@ impl fmt::Display for LogTarget {
     }
 }
 
+word!(
+    LogTarget,
+    "`log`, `stdout`, `syslog`, `journald` or a file's path, with a `/` in it"
+);
+
 /// What is the daemon's as a whole.
-#[serde_as]
-#[derive(Clone, Debug, PartialEq, Args, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+#[derive(Clone, Debug, PartialEq, Args, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    default,
+    expecting = "a table"
+)]
 pub struct Daemon {
     /// Interface towards the backends [default: from the routing table, followed when it changes].
     #[arg(long, value_name = "NAME")]
@@ -103,6 +112,7 @@ pub struct Daemon {
 
     /// Serve Prometheus metrics by HTTP at this address, below `/metrics` [default: nowhere].
     #[arg(long, value_name = "ADDR:PORT")]
+    #[serde(deserialize_with = "socket_address")]
     pub metrics: Option<SocketAddr>,
 
     /// Format of the log, on standard error. Levels are set by the environment variable `RUST_LOG` (default
@@ -111,9 +121,8 @@ pub struct Daemon {
     pub log_format: LogFormat,
 
     /// Where access lines go, one a connection: `log` (as part of the log), `stdout`, `syslog`, `journald`,
-    /// or a file.
+    /// or a file's path, with a `/` in it.
     #[arg(long, value_name = "TARGET", default_value_t = LogTarget::Log)]
-    #[serde_as(as = "DisplayFromStr")]
     pub access_log: LogTarget,
 
     /// Format of the access lines, where they are not part of the log.

@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use proxy_core::address::Client;
 use proxy_core::network::Network;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_with::{DisplayFromStr, serde_as};
 
 use super::words::Within;
@@ -12,7 +12,7 @@ use super::{KeepAlive, ListenAddress, Name, Rate, Time, defaults};
 use crate::splice::Choice;
 
 /// Whose address backends see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// The client's, put on the wire by tc programs.
@@ -23,7 +23,7 @@ pub enum Source {
 }
 
 /// What to do where client and upstream are of different families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mismatch {
     /// Refuse the connection.
@@ -33,7 +33,7 @@ pub enum Mismatch {
 }
 
 /// How a connection is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Refuse {
     /// With a FIN, as any server that has nothing to say.
@@ -44,8 +44,13 @@ pub enum Refuse {
 
 /// A listener.
 #[serde_as]
-#[derive(Clone, Debug, PartialEq, Args, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+#[derive(Clone, Debug, PartialEq, Args, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    default,
+    expecting = "a table"
+)]
 pub struct Listener {
     /// Address and port to accept connections on; repeat for more. `[::]:PORT` accepts IPv4 as well. A range
     /// of ports is `ADDR:FIRST-LAST`, all ports are `ADDR:*`. The engine `packet` takes connections that

@@ -8,24 +8,42 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+mod check;
 mod daemon;
+mod file;
 mod listener;
+mod place;
 mod pool;
+mod problem;
+mod reload;
+mod report;
+mod schema;
 mod words;
 
 pub use daemon::{AccessLogFormat, Daemon, LogFormat, LogTarget};
+pub use file::{LoadError, Loaded, load, parse};
 pub use listener::{Listener, Mismatch, Refuse, Source};
+pub use place::Place;
 pub use pool::{Balance, Pool, SendProxy, Server, Weight};
+pub use problem::{CheckError, Finding, Findings, Form, Problem, Setting, Severity};
+pub use reload::NotReloadable;
+pub use report::{Cause, Diagnostic, Report};
+pub use schema::schema;
 pub use words::{
     KeepAlive, ListenAddress, Name, Ports, Rate, Target, TargetPort, Time, TimeOrNone, Within,
     WordError,
 };
 
 /// All of it.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    default,
+    expecting = "a table"
+)]
 pub struct Config {
     /// What is the daemon's as a whole.
     pub daemon: Daemon,
@@ -47,13 +65,15 @@ impl Config {
     /// that has the address before one with all.
     #[must_use]
     pub fn listener_at(&self, called: proxy_core::address::Listener) -> Option<(&Name, &Listener)> {
-        let fits = |(name, listener): (_, &'_ Listener)| {
-            let fitting = listener.listen.iter().filter_map(|a| a.fits(called));
-            fitting.max().map(|how_well| (how_well, name, listener))
-        };
-        let best = self.listeners.iter().filter_map(fits);
-        best.max_by_key(|(how_well, ..)| *how_well)
-            .map(|(_, name, listener)| (name, listener))
+        let places = self.listeners.iter().flat_map(|(name, listener)| {
+            let fitting = listener
+                .listen
+                .iter()
+                .filter_map(move |place| place.fits(called));
+            fitting.map(move |how_well| (how_well, name, listener))
+        });
+        let best = places.max_by_key(|(how_well, ..)| *how_well);
+        best.map(|(_, name, listener)| (name, listener))
     }
 }
 

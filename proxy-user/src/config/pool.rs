@@ -1,16 +1,19 @@
 //! `[pools.NAME]`: servers, and how connections are made to them.
 
+use std::fmt;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use schemars::JsonSchema;
-use serde::Deserialize;
+use schemars::{JsonSchema, Schema, json_schema};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::words::{Within, WordError};
 use super::{KeepAlive, Name, Target, Time, defaults};
 
 /// Which server a connection goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Balance {
     /// Each in turn.
@@ -23,7 +26,7 @@ pub enum Balance {
 }
 
 /// The version of the PROXY header that we send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SendProxy {
     /// The text form.
@@ -32,9 +35,10 @@ pub enum SendProxy {
     V2,
 }
 
-/// A server of a pool. On the command line: `TARGET[,weight=N][,backup][,name=NAME]`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+/// A server of a pool: a table, or the string of the command line, `TARGET[,weight=N][,backup][,name=NAME]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(remote = "Self", deny_unknown_fields, rename_all = "kebab-case")]
+#[schemars(!remote, transform = or_a_string)]
 pub struct Server {
     /// Where it is: `HOST:PORT`; `HOST:same`, the port that the client has called; or the name of SRV
     /// records, `_service._tcp.example.net`. A name with several addresses is several servers.
@@ -55,6 +59,55 @@ pub type Weight = Within<0, 256>;
 
 fn one() -> Weight {
     Weight::new(1)
+}
+
+impl Server {
+    /// What it is called.
+    #[must_use]
+    pub fn title(&self) -> String {
+        match &self.name {
+            Some(name) => name.to_string(),
+            None => self.target.to_string(),
+        }
+    }
+}
+
+impl Serialize for Server {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Server {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StringOrTable)
+    }
+}
+
+/// What reads a [`Server`].
+struct StringOrTable;
+
+impl<'de> Visitor<'de> for StringOrTable {
+    type Value = Server;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a server: \"TARGET\" or a table with `target`")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Server, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Server, A::Error> {
+        // Not the trait's: the one that is derived, of the table.
+        Server::deserialize(MapAccessDeserializer::new(table))
+    }
+}
+
+/// The schema of a server, from that of its table.
+fn or_a_string(schema: &mut Schema) {
+    let table = std::mem::take(schema);
+    *schema = json_schema!({ "anyOf": [{ "type": "string" }, table] });
 }
 
 impl FromStr for Server {
@@ -86,8 +139,13 @@ impl FromStr for Server {
 }
 
 /// A pool.
-#[derive(Clone, Debug, PartialEq, Args, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+#[derive(Clone, Debug, PartialEq, Args, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    default,
+    expecting = "a table"
+)]
 pub struct Pool {
     /// Server to connect to; repeat for more: `HOST:PORT`, `HOST:same` (the port that the client has called),
     /// or the name of SRV records, `_service._tcp.example.net`. Options may follow:

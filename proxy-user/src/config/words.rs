@@ -1,14 +1,15 @@
 //! Values as they are written, in a file and on the command line alike.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
 use proxy_core::address::Listener;
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_with::DeserializeFromStr;
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 /// A word that is not what it should be.
@@ -86,10 +87,40 @@ impl<const MIN: u32, const MAX: u32> fmt::Display for Within<MIN, MAX> {
     }
 }
 
+impl<const MIN: u32, const MAX: u32> Serialize for Within<MIN, MAX> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(self.0)
+    }
+}
+
 impl<'de, const MIN: u32, const MAX: u32> Deserialize<'de> for Within<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = i64::deserialize(deserializer)?;
-        Self::try_from(number).map_err(serde::de::Error::custom)
+        deserializer.deserialize_i64(Number)
+    }
+}
+
+/// What reads a [`Within`].
+struct Number<const MIN: u32, const MAX: u32>;
+
+impl<const MIN: u32, const MAX: u32> Visitor<'_> for Number<MIN, MAX> {
+    type Value = Within<MIN, MAX>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a number from {MIN} to {MAX}")
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Self::Value, E> {
+        Within::try_from(number).map_err(E::custom)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Self::Value, E> {
+        self.visit_i128(number.into())
+    }
+
+    fn visit_i128<E: serde::de::Error>(self, number: i128) -> Result<Self::Value, E> {
+        // What does not fit is out of any range.
+        let error = WordError::new(&number.to_string(), format!("a number from {MIN} to {MAX}"));
+        self.visit_i64(i64::try_from(number).map_err(|_| E::custom(error))?)
     }
 }
 
@@ -107,9 +138,48 @@ impl<const MIN: u32, const MAX: u32> JsonSchema for Within<MIN, MAX> {
     }
 }
 
-/// The schema of a word: a string.
-macro_rules! is_a_string {
-    ($name:ident) => {
+/// What reads a word: a string, of which `T` makes something.
+pub(super) struct Word<T>(&'static str, PhantomData<T>);
+
+impl<T> Word<T> {
+    /// `allowed` says what the string may be.
+    pub(super) fn new(allowed: &'static str) -> Self {
+        Self(allowed, PhantomData)
+    }
+}
+
+impl<T: FromStr<Err: fmt::Display>> Visitor<'_> for Word<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a string: {}", self.0)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+}
+
+/// Makes a type a word: a string in files, in the schema and in what is written.
+macro_rules! word {
+    ($name:ident, $allowed:expr) => {
+        impl $name {
+            /// What may be written.
+            pub(super) const ALLOWED: &'static str = $allowed;
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str(Word::new(Self::ALLOWED))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
         impl JsonSchema for $name {
             fn inline_schema() -> bool {
                 true
@@ -127,7 +197,7 @@ macro_rules! is_a_string {
 }
 
 /// The name of a listener, a pool or a server: 1 to 64 letters, digits, `-`, `_`, `.` and `:`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, DeserializeFromStr)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(String);
 
 impl Name {
@@ -153,10 +223,7 @@ impl FromStr for Name {
         if (1..=64).contains(&text.len()) && text.chars().all(legal) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(WordError::new(
-                text,
-                "a name: 1 to 64 letters, digits, `-`, `_`, `.` and `:`",
-            ))
+            Err(WordError::new(text, Self::ALLOWED))
         }
     }
 }
@@ -167,10 +234,16 @@ impl fmt::Display for Name {
     }
 }
 
-is_a_string!(Name);
+word!(
+    Name,
+    "a name: 1 to 64 letters, digits, `-`, `_`, `.` and `:`"
+);
 
-/// A time of more than 0, like `5s`, `500ms`, `2m`, `1h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, DeserializeFromStr)]
+/// The longest time: a sum with any of the system's clocks is far from their ends.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// A time of more than 0 and up to a year, like `5s`, `500ms`, `2m`, `1h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(Duration);
 
 impl Time {
@@ -186,11 +259,8 @@ impl FromStr for Time {
 
     fn from_str(text: &str) -> Result<Self, WordError> {
         match humantime::parse_duration(text) {
-            Ok(time) if !time.is_zero() => Ok(Self(time)),
-            Ok(_) | Err(_) => Err(WordError::new(
-                text,
-                "a time of more than 0; write 500ms, 5s, 2m, 1h",
-            )),
+            Ok(time) if !time.is_zero() && time <= LONGEST => Ok(Self(time)),
+            Ok(_) | Err(_) => Err(WordError::new(text, Self::ALLOWED)),
         }
     }
 }
@@ -201,10 +271,13 @@ impl fmt::Display for Time {
     }
 }
 
-is_a_string!(Time);
+word!(
+    Time,
+    "a time of more than 0 and up to a year; write 500ms, 5s, 2m, 1h"
+);
 
-/// A time that may be 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, DeserializeFromStr)]
+/// A time that may be 0, up to a year.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TimeOrNone(Duration);
 
 impl TimeOrNone {
@@ -219,9 +292,10 @@ impl FromStr for TimeOrNone {
     type Err = WordError;
 
     fn from_str(text: &str) -> Result<Self, WordError> {
-        humantime::parse_duration(text)
-            .map(Self)
-            .map_err(|_| WordError::new(text, "a time; write 0s, 500ms, 5s, 2m, 1h"))
+        match humantime::parse_duration(text) {
+            Ok(time) if time <= LONGEST => Ok(Self(time)),
+            Ok(_) | Err(_) => Err(WordError::new(text, Self::ALLOWED)),
+        }
     }
 }
 
@@ -231,7 +305,10 @@ impl fmt::Display for TimeOrNone {
     }
 }
 
-is_a_string!(TimeOrNone);
+word!(
+    TimeOrNone,
+    "a time of up to a year; write 0s, 500ms, 5s, 2m, 1h"
+);
 
 /// Ports of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -248,7 +325,7 @@ impl Ports {
 }
 
 /// Where connections are accepted: `ADDR:PORT`, `ADDR:FIRST-LAST` or `ADDR:*`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, DeserializeFromStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenAddress {
     /// The address; unspecified: all of its family, and with `::` all of both.
     pub ip: IpAddr,
@@ -282,12 +359,7 @@ impl FromStr for ListenAddress {
     type Err = WordError;
 
     fn from_str(text: &str) -> Result<Self, WordError> {
-        let wrong = || {
-            WordError::new(
-                text,
-                "an address with ports: ADDR:PORT, ADDR:FIRST-LAST or ADDR:*, an IPv6 address in brackets",
-            )
-        };
+        let wrong = || WordError::new(text, Self::ALLOWED);
         let (ip, ports) = text.rsplit_once(':').ok_or_else(wrong)?;
         // With a port in its place the standard library reads the rest.
         let ip = format!("{ip}:0")
@@ -343,7 +415,10 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-is_a_string!(ListenAddress);
+word!(
+    ListenAddress,
+    "an address with ports: ADDR:PORT, ADDR:FIRST-LAST or ADDR:*, an IPv6 address in brackets"
+);
 
 /// The port of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -355,7 +430,7 @@ pub enum TargetPort {
 }
 
 /// Where servers are: `HOST:PORT`, `HOST:same`, or the name of SRV records, `_service._tcp.example.net`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, DeserializeFromStr)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     /// An address, or a name that is resolved to addresses.
     Host {
@@ -377,12 +452,9 @@ impl FromStr for Target {
         if text.starts_with('_') && is_name(text) {
             return Ok(Self::Service(text.to_owned()));
         }
-        let (host, port) = text.rsplit_once(':').ok_or_else(|| {
-            WordError::new(
-                text,
-                "HOST:PORT, HOST:same or _service._tcp.NAME; an IPv6 address stands in brackets",
-            )
-        })?;
+        let (host, port) = text
+            .rsplit_once(':')
+            .ok_or_else(|| WordError::new(text, Self::ALLOWED))?;
         let digits = port.bytes().all(|b| b.is_ascii_digit());
         let port = match port.parse() {
             _ if port == "same" => TargetPort::Same,
@@ -426,10 +498,13 @@ impl fmt::Display for Target {
     }
 }
 
-is_a_string!(Target);
+word!(
+    Target,
+    "HOST:PORT, HOST:same or _service._tcp.NAME; an IPv6 address stands in brackets"
+);
 
 /// TCP keep-alive probes (`SO_KEEPALIVE`); what is not set is as the kernel is set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, DeserializeFromStr)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeepAlive {
     /// Silence before the first probe (`TCP_KEEPIDLE`), in whole seconds.
     pub idle: Option<Time>,
@@ -443,14 +518,12 @@ impl FromStr for KeepAlive {
     type Err = WordError;
 
     fn from_str(text: &str) -> Result<Self, WordError> {
-        const ALLOWED: &str =
-            "`on`, or any of idle=TIME, interval=TIME (1s to 32767s) and count=N (1 to 127)";
         let mut setting = Self::default();
         if text == "on" {
             return Ok(setting);
         }
         for word in text.split(',') {
-            let wrong = || WordError::new(word, ALLOWED);
+            let wrong = || WordError::new(word, Self::ALLOWED);
             // tcp(7): both are counted in whole seconds, up to MAX_TCP_KEEPIDLE.
             let time = |value: &str| {
                 let time: Time = value.parse().map_err(|_| wrong())?;
@@ -484,10 +557,13 @@ impl fmt::Display for KeepAlive {
     }
 }
 
-is_a_string!(KeepAlive);
+word!(
+    KeepAlive,
+    "`on`, or any of idle=TIME, interval=TIME (1s to 32767s) and count=N (1 to 127)"
+);
 
 /// How often something may happen: `10/s`, `100/m`, `1000/h`. That many may happen at once, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, DeserializeFromStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// How often.
     pub times: u32,
@@ -499,7 +575,7 @@ impl FromStr for Rate {
     type Err = WordError;
 
     fn from_str(text: &str) -> Result<Self, WordError> {
-        let wrong = || WordError::new(text, "a rate: N/s, N/m or N/h, N from 1 to 1000000");
+        let wrong = || WordError::new(text, Self::ALLOWED);
         let (times, unit) = text.split_once('/').ok_or_else(wrong)?;
         let per = match unit {
             "s" => 1,
@@ -526,7 +602,20 @@ impl fmt::Display for Rate {
     }
 }
 
-is_a_string!(Rate);
+word!(Rate, "a rate: N/s, N/m or N/h, N from 1 to 1000000");
+
+pub(super) use word;
+
+/// An address with a port, where there may be none.
+pub(super) fn socket_address<'de, D>(deserializer: D) -> Result<Option<SocketAddr>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    const ALLOWED: &str = "an address with a port: ADDR:PORT, an IPv6 address in brackets";
+    let text = deserializer.deserialize_str(Word::<String>::new(ALLOWED))?;
+    let wrong = |_| serde::de::Error::custom(WordError::new(&text, ALLOWED));
+    text.parse().map(Some).map_err(wrong)
+}
 
 #[cfg(test)]
 mod tests {
@@ -604,7 +693,8 @@ mod tests {
             "idle",
         ]);
         refuses::<Rate>(&["", "10", "0/s", "10/d", "-1/s"]);
-        refuses::<Time>(&["", "0s", "5", "-1s"]);
+        refuses::<Time>(&["", "0s", "5", "-1s", "2y", "999999999999999999999s"]);
+        refuses::<TimeOrNone>(&["", "5", "-1s", "2y"]);
         refuses::<Within<1, 5>>(&["0", "6", "x", "-1", "1.5"]);
         refuses::<Name>(&["", "a b", "ä", "a/b"]);
     }

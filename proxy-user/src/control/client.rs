@@ -9,8 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::{Command, FlowView, Request, Response, StatusView, VERSION, line};
-use crate::pool::ServerView;
+use super::{Command, FlowView, Request, Response, ServerView, StatusView, VERSION, line};
 
 /// How long an answer may take.
 pub const TIMEOUT: Duration = Duration::from_secs(5);

@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::pool::{AdminState, ServerView};
 use crate::takeover::Offer;
 
 pub mod client;
@@ -51,7 +51,7 @@ pub enum Command {
         /// The server's name, or `NAME/ADDRESS` for one of several addresses.
         server: String,
         /// What it is to be.
-        state: AdminState,
+        state: ServerSetting,
     },
     /// The end of a flow, by its number.
     KillFlow(u64),
@@ -60,7 +60,7 @@ pub enum Command {
 }
 
 /// What is answered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Response {
     /// The open flows, oldest first.
@@ -120,6 +120,53 @@ pub struct ListenerView {
     pub splice: String,
     /// Its open connections.
     pub connections: u64,
+}
+
+/// What an operator wants of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServerSetting {
+    /// It gets connections.
+    Ready,
+    /// It gets no new connections; it is still checked.
+    Drain,
+    /// It gets no new connections, and is not checked.
+    Down,
+}
+
+/// A server, as `limpid servers --json` prints it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServerView {
+    /// Its pool.
+    pub pool: String,
+    /// Its name there.
+    pub server: String,
+    /// One of its addresses, with the port.
+    pub address: String,
+    /// `up`, `ejected`, `down`, `drain` or `disabled`.
+    pub state: String,
+    /// Since it is that, in milliseconds.
+    pub unchanged_ms: u64,
+    /// Its share of the connections.
+    pub weight: u32,
+    /// Its share now: less while it starts slowly.
+    pub effective_weight: f64,
+    /// It gets connections only while no other can take them.
+    pub backup: bool,
+    /// Open connections.
+    pub connections: u32,
+    /// Connections that it was to get.
+    pub connections_total: u64,
+    /// Those of them that could not be made.
+    pub connect_failures: u64,
+    /// Checks that have succeeded.
+    pub checks_ok: u64,
+    /// Checks that have failed.
+    pub checks_failed: u64,
+    /// How long the last one took, in milliseconds; absent before the first.
+    pub last_check_ms: Option<f64>,
+    /// Why it failed; absent where it did not.
+    pub last_check_error: Option<String>,
 }
 
 /// A flow, as `limpid flows --json` prints it.

@@ -17,10 +17,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::{Command, FOLDER, Request, Response, VERSION, view};
+use super::{Command, FOLDER, Request, Response, ServerSetting, VERSION, view};
 use crate::config::Name;
-use crate::daemon::state::{Order, State};
-use crate::pool::AdminState;
+use crate::daemon::shared::{Order, Shared};
+use crate::pool::Admin;
 use crate::splice::End;
 use crate::takeover::Candidate;
 
@@ -106,13 +106,13 @@ impl Server {
     }
 
     /// Answers requests; never returns.
-    pub async fn serve(&self, state: &Arc<State>) {
+    pub async fn serve(&self, shared: &Arc<Shared>) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let state = Arc::clone(state);
+                    let shared = Arc::clone(shared);
                     tokio::spawn(async move {
-                        if let Err(e) = answer(stream, &state).await {
+                        if let Err(e) = answer(stream, &shared).await {
                             tracing::debug!("control socket: {e}");
                         }
                     });
@@ -187,38 +187,41 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-async fn answer(mut stream: UnixStream, state: &State) -> io::Result<()> {
+async fn answer(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut line = Vec::new();
     let mut reader = BufReader::new(reader.take(REQUEST_LIMIT + 1));
     timeout(REQUEST_TIMEOUT, reader.read_until(b'\n', &mut line)).await??;
     let response = match command(&line) {
         Ok(Command::Flows) => {
-            let flows = state.registry.list();
+            let flows = shared.registry.list();
             Response::Flows(flows.iter().map(|flow| view::flow(flow)).collect())
         }
-        Ok(Command::Status) => Response::Status(Box::new(view::status(state))),
+        Ok(Command::Status) => Response::Status(Box::new(view::status(shared))),
         Ok(Command::Servers) => {
-            let pools = state.pools();
-            Response::Servers(pools.values().flat_map(|pool| pool.servers()).collect())
+            let pools = shared.pools();
+            Response::Servers(
+                pools
+                    .values()
+                    .flat_map(|pool| view::servers(pool))
+                    .collect(),
+            )
         }
         Ok(Command::SetServer {
             pool,
             server,
             state: wanted,
-        }) => set_server(state, &pool, &server, wanted),
-        Ok(Command::KillFlow(id)) if state.end(id, End::Killed) => {
+        }) => set_server(shared, &pool, &server, wanted),
+        Ok(Command::KillFlow(id)) if shared.end(id, End::Killed) => {
             Response::Done(format!("flow {id} is reset"))
         }
         Ok(Command::KillFlow(id)) => Response::Error(format!("there is no flow {id}")),
-        Ok(Command::Reload) => reload(state).await,
-        Ok(Command::TakeOver) => {
-            match state.order(Order::TakeOver(Candidate::new(stream))) {
-                Ok(()) => return Ok(()),
-                Err(Order::TakeOver(candidate)) => return candidate.refuse(ENDING).await,
-                Err(Order::Reload(_)) => return Ok(()),
-            }
-        }
+        Ok(Command::Reload) => reload(shared).await,
+        Ok(Command::TakeOver) => match shared.order(Order::TakeOver(Candidate::new(stream))) {
+            Ok(()) => return Ok(()),
+            Err(Order::TakeOver(candidate)) => return candidate.refuse(ENDING).await,
+            Err(Order::Reload(_)) => return Ok(()),
+        },
         Err(refusal) => Response::Error(refusal),
     };
     let bytes = super::line(&response)?;
@@ -228,22 +231,30 @@ async fn answer(mut stream: UnixStream, state: &State) -> io::Result<()> {
 /// Why a daemon takes no orders.
 const ENDING: &str = "it is ending, or taken over already";
 
-fn set_server(state: &State, pool: &str, server: &str, wanted: AdminState) -> Response {
-    let pools = state.pools();
+fn set_server(shared: &Shared, pool: &str, server: &str, wanted: ServerSetting) -> Response {
+    let pools = shared.pools();
     let found = pools.iter().find(|(name, _)| name.as_str() == pool);
     let Some((name, pool)) = found else {
         let known: Vec<&str> = pools.keys().map(Name::as_str).collect();
-        return Response::Error(format!("there is no pool {pool:?}, but {}", known.join(", ")));
+        return Response::Error(format!(
+            "there is no pool {pool:?}, but {}",
+            known.join(", ")
+        ));
+    };
+    let (wanted, word) = match wanted {
+        ServerSetting::Ready => (Admin::Ready, "ready"),
+        ServerSetting::Drain => (Admin::Drain, "drain"),
+        ServerSetting::Down => (Admin::Down, "down"),
     };
     match pool.set(server, wanted) {
-        Ok(count) => Response::Done(format!("{name}/{server}: {wanted} ({count} address(es))")),
+        Ok(count) => Response::Done(format!("{name}/{server}: {word} ({count} address(es))")),
         Err(e) => Response::Error(e.to_string()),
     }
 }
 
-async fn reload(state: &State) -> Response {
+async fn reload(shared: &Shared) -> Response {
     let (done, told) = oneshot::channel();
-    if state.order(Order::Reload(done)).is_err() {
+    if shared.order(Order::Reload(done)).is_err() {
         return Response::Error(ENDING.to_owned());
     }
     match told.await {

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{FlowView, ListenerView, StatusView};
-use crate::daemon::state::State;
+use super::{FlowView, ListenerView, ServerView, StatusView};
+use crate::daemon::shared::Shared;
+use crate::pool::{self, Pool};
 use crate::registry::Flow;
 
-pub(super) fn status(state: &State) -> StatusView {
-    let config = state.config();
-    let flows = state.registry.list();
+pub(super) fn status(shared: &Shared) -> StatusView {
+    let config = shared.config();
+    let flows = shared.registry.list();
     let mut by_engine = BTreeMap::new();
     let mut by_listener = BTreeMap::new();
     for flow in &flows {
@@ -22,28 +23,59 @@ pub(super) fn status(state: &State) -> StatusView {
             *by_listener.entry(name).or_insert(0) += 1;
         }
     }
-    let listeners = config.listeners.iter().map(|(name, listener)| ListenerView {
-        name: name.to_string(),
-        listen: listener.listen.iter().map(ToString::to_string).collect(),
-        pool: config.pool_of(name, listener).to_string(),
-        source: if listener.steers() { "client" } else { "proxy" }.to_owned(),
-        splice: listener.splice.to_string(),
-        connections: by_listener.get(name).copied().unwrap_or(0),
-    });
+    let listeners = config
+        .listeners
+        .iter()
+        .map(|(name, listener)| ListenerView {
+            name: name.to_string(),
+            listen: listener.listen.iter().map(ToString::to_string).collect(),
+            pool: config.pool_of(name, listener).to_string(),
+            source: if listener.steers() { "client" } else { "proxy" }.to_owned(),
+            splice: listener.splice.to_string(),
+            connections: by_listener.get(name).copied().unwrap_or(0),
+        });
     StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        instance: state.instance.clone(),
+        instance: shared.instance.clone(),
         pid: std::process::id(),
-        uptime_ms: age_ms(state.started),
-        ending: state.is_ending(),
-        config: state.file.as_ref().map(|file| file.display().to_string()),
+        uptime_ms: age_ms(shared.started),
+        ending: shared.is_ending(),
+        config: shared.file.as_ref().map(|file| file.display().to_string()),
         flows: by_engine,
         listeners: listeners.collect(),
     }
 }
 
+pub(super) fn servers(pool: &Pool) -> Vec<ServerView> {
+    let view = |server: pool::ServerView| {
+        let last = server.checks.last;
+        ServerView {
+            pool: pool.name().to_string(),
+            server: server.name.to_string(),
+            address: server.endpoint.to_string(),
+            state: server.state.label().to_owned(),
+            unchanged_ms: whole_ms(server.unchanged),
+            weight: server.weight,
+            effective_weight: server.effective_weight,
+            backup: server.backup,
+            connections: server.counts.open,
+            connections_total: server.counts.total,
+            connect_failures: server.counts.failed,
+            checks_ok: server.checks.succeeded,
+            checks_failed: server.checks.failed,
+            last_check_ms: last.as_ref().map(|check| check.took.as_secs_f64() * 1000.0),
+            last_check_error: last.and_then(|check| check.error),
+        }
+    };
+    pool.servers().into_iter().map(view).collect()
+}
+
+fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn age_ms(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    whole_ms(since.elapsed())
 }
 
 pub(super) fn flow(flow: &Flow) -> FlowView {

@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy_core::header::{Decoder, LimitError, Limits as HeaderLimits};
-use socket2::Socket;
 use thiserror::Error;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::{Notify, Semaphore};
 
+use crate::access_log::OpenError;
+use crate::admission::Admission;
 use crate::bpf::LoadError;
 use crate::bpf::attach::RemoveError;
 use crate::bpf::pins::{self, Pins};
@@ -25,24 +26,30 @@ use crate::forwarded::{self, Keeper, Told as Tidings};
 use crate::header::AcceptProxy;
 use crate::interfaces::InterfacesError;
 use crate::kernel::{Inherited, Kernel, Needs};
-use crate::listener::ListenError;
+use crate::listener::inherit::Inherited as Sockets;
+use crate::listener::{self, Bound, ListenError};
+use crate::metrics::http::BindError;
 use crate::netlink::{Netlink, NetlinkError, Route};
 use crate::pool::resolve::Resolver;
 use crate::pool::{Pool, PoolError};
+use crate::registry::Registry;
 use crate::reset::Resets;
+use crate::send_proxy::SendProxy;
 use crate::splice::{End, EnginesError, Limits};
 use crate::takeover::{self, Deed, Estate, Predecessor, Preparing, Successor, TakeOverError};
 use crate::upstream::Connector;
 
+pub mod accepting;
 mod drain;
-pub mod listeners;
+mod observing;
+pub mod shared;
 mod signals;
-pub mod state;
 
+use accepting::{Accepting, Services};
 use drain::Drain;
-use listeners::{Listeners, Prepared, Services};
+use observing::Scraped;
+use shared::{Order, Pools, Shared};
 use signals::{Signals, Told};
-use state::{Order, Pools, State};
 
 /// Why the daemon did not start.
 #[derive(Debug, Error)]
@@ -50,18 +57,15 @@ pub enum RunError {
     /// The file cannot be read.
     #[error(transparent)]
     File(#[from] config::LoadError),
-    /// What it says, or the command line, cannot be done.
+    /// What the command line says cannot be done.
     #[error(transparent)]
-    Config(#[from] config::CheckError),
+    Options(#[from] config::CheckError),
     /// The largest header is out of range.
     #[error("--max-header: {0}")]
     MaxHeader(#[from] LimitError),
     /// A pool has no servers.
     #[error(transparent)]
     Pool(#[from] PoolError),
-    /// Names cannot be resolved.
-    #[error(transparent)]
-    Resolver(#[from] ResolverError),
     /// The upstream is this host.
     #[error(
         "--source client does not work with an upstream on this very host ({0}): its replies to the \
@@ -72,6 +76,9 @@ pub enum RunError {
     /// The address cannot be listened on.
     #[error("--listen: {0}")]
     Listen(#[from] ListenError),
+    /// The listening sockets cannot be used twice.
+    #[error("the listening sockets: {0}")]
+    Sockets(#[source] std::io::Error),
     /// The running daemon is not taken over.
     #[error("--take-over: {0}")]
     TakeOver(#[from] TakeOverError),
@@ -87,6 +94,12 @@ pub enum RunError {
         /// This program's.
         expected: u32,
     },
+    /// Metrics cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] BindError),
+    /// Access lines cannot be written.
+    #[error("--access-log: {0}")]
+    AccessLog(#[from] OpenError),
     /// There is no control socket.
     #[error("--control: {0}")]
     Control(#[from] ControlError),
@@ -130,77 +143,94 @@ pub enum ReloadError {
     Run(Box<RunError>),
 }
 
-impl<E: Into<RunError>> From<E> for ReloadError {
-    fn from(error: E) -> Self {
-        Self::Run(Box::new(error.into()))
+impl From<RunError> for ReloadError {
+    fn from(error: RunError) -> Self {
+        Self::Run(Box::new(error))
+    }
+}
+
+/// What a command line asks for, by a file or by its options, checked; and warnings.
+pub fn configuration(args: &RunArgs) -> Result<(Config, Vec<String>), RunError> {
+    match &args.config {
+        Some(file) => {
+            let loaded = config::load(file)?;
+            Ok((loaded.config, loaded.warnings.lines().collect()))
+        }
+        None => {
+            let config = args.options();
+            let warnings = config.check().of_command_line()?;
+            Ok((config, warnings))
+        }
     }
 }
 
 /// Serves `config` until a signal says otherwise; `args` say who and where it is.
 pub async fn run(args: RunArgs, config: Config) -> Result<(), RunError> {
-    let checked = config.check();
-    checked.warn();
-    checked.result()?;
     let signals = Signals::new(args.config.is_some()).map_err(RunError::Signals)?;
     let descriptors = raise_limits();
     let netlink = Netlink::open()?;
-    let resolver = Resolver::system()?;
+    let resolver = Resolver::default();
     let moved = Arc::new(Notify::new());
     let pools = pools(&config, &resolver, &Pools::new(), &moved).await?;
     reachable(&netlink, &config, &pools).await?;
 
     let (orders, ordered) = mpsc::unbounded_channel();
     let (forwarded, told) = forwarded::channel();
-    let state = Arc::new(State::new(
+    let shared = Arc::new(Shared::new(
         args.instance.instance.clone(),
         args.config.clone(),
         config.clone(),
+        Registry::default(),
         forwarded,
         flows_for(descriptors),
         orders,
     ));
-    let mut listeners = Listeners::new(Arc::clone(&state));
     let path = args.control.path(&args.instance);
     let Place {
         control,
-        sockets,
+        mut sockets,
         inherited,
         deed,
     } = Place::of(&args, &path).await?;
-    let sockets = listeners.prepare(&config, sockets)?;
-    let mut daemon = Daemon {
+    let bound = Bound::bind(&config.listeners, &mut sockets)?;
+    for unused in sockets.close_rest() {
+        tracing::warn!("{unused}");
+    }
+    let takes_over = deed.is_some();
+    let mut setup = Setup {
+        shared,
         kernel: Kernel::new(Pins::new(&args.bpffs.bpffs, &args.instance.instance)),
-        state,
-        listeners,
         netlink,
         resolver,
         moved,
         told: Some(told),
+        predecessor: None,
+        scraped: Scraped::default(),
+    };
+    let accepting = match setup.start(config, pools, bound, inherited, deed).await {
+        Ok(accepting) => accepting,
+        Err(e) => {
+            setup.kernel.tear_down().await?;
+            return Err(match e {
+                RunError::Load(LoadError::LayoutVersion {
+                    found, expected, ..
+                }) if takes_over => RunError::OtherLayout { found, expected },
+                e => e,
+            });
+        }
+    };
+    let mut daemon = Daemon {
+        setup,
+        accepting,
         control,
         signals,
         ordered,
-        predecessor: None,
     };
-    let takes_over = deed.is_some();
-    match daemon.start(config, pools, sockets, inherited, deed).await {
-        Err(RunError::Load(LoadError::LayoutVersion {
-            found, expected, ..
-        })) if takes_over => {
-            daemon.kernel.tear_down().await?;
-            return Err(RunError::OtherLayout { found, expected });
-        }
-        Err(e) => {
-            daemon.kernel.tear_down().await?;
-            return Err(e);
-        }
-        Ok(()) => {}
-    }
     if takes_over && let Err(e) = daemon.control.move_to(&path) {
         tracing::warn!("--control: {e}");
     }
     daemon.say_ready();
-    daemon.run().await;
-    daemon.kernel.tear_down().await?;
+    daemon.run().await?;
     tracing::info!("ended");
     Ok(())
 }
@@ -209,7 +239,7 @@ pub async fn run(args: RunArgs, config: Config) -> Result<(), RunError> {
 struct Place {
     control: Server,
     /// Listening sockets of the daemon before, or of whoever has started this one.
-    sockets: Vec<Socket>,
+    sockets: Sockets,
     inherited: Option<Inherited>,
     /// The way to take the place, where another daemon still has it.
     deed: Option<Deed>,
@@ -219,10 +249,9 @@ impl Place {
     async fn of(args: &RunArgs, path: &Path) -> Result<Self, RunError> {
         if args.take_over {
             if let Some(heritage) = takeover::ask(path).await? {
-                let sockets = heritage.listeners.into_iter().map(Socket::from);
                 return Ok(Self {
                     control: Server::bind_beside(path, heritage.folder_made).await?,
-                    sockets: sockets.collect(),
+                    sockets: Sockets::new(heritage.listeners),
                     inherited: heritage.kernel,
                     deed: Some(heritage.deed),
                 });
@@ -231,17 +260,16 @@ impl Place {
         }
         Ok(Self {
             control: Server::bind(path).await?,
-            sockets: Vec::new(),
+            sockets: Sockets::from_environment(),
             inherited: None,
             deed: None,
         })
     }
 }
 
-/// A daemon.
-struct Daemon {
-    state: Arc<State>,
-    listeners: Listeners,
+/// What a configuration is put in force with.
+struct Setup {
+    shared: Arc<Shared>,
     kernel: Kernel,
     netlink: Netlink,
     resolver: Resolver,
@@ -249,42 +277,99 @@ struct Daemon {
     moved: Arc<Notify>,
     /// What the keeper of flows without sockets is told; `None`: there is one.
     told: Option<Tidings>,
-    control: Server,
-    signals: Signals,
-    ordered: UnboundedReceiver<Order>,
-    /// Whom it has taken over.
+    /// Whom this daemon has taken over.
     predecessor: Option<Predecessor>,
+    scraped: Scraped,
 }
 
-impl Daemon {
-    /// Sets everything up, in an order in which a failure leaves nothing changed for whoever it takes over.
+impl Setup {
+    /// Sets everything up, in an order in which a failure leaves nothing changed for whoever is taken over.
     async fn start(
         &mut self,
         config: Config,
         pools: Pools,
-        sockets: Prepared,
+        bound: Bound,
         inherited: Option<Inherited>,
         deed: Option<Deed>,
-    ) -> Result<(), RunError> {
-        let needs = Needs::of(&config);
-        let forwarded = &self.state.forwarded;
-        self.kernel
-            .set_up(&needs, addresses(&pools), &self.netlink, forwarded, inherited)
-            .await?;
-        let services = self.services(&config, &pools)?;
+    ) -> Result<Accepting, RunError> {
+        let services = self.prepare(&config, &pools, inherited).await?;
+        self.clamp_segments(&bound).await;
         let conversation = match deed {
             Some(deed) => Some(deed.take().await?),
             None => None,
         };
         self.kernel.take_over();
         let elders = self.kernel.elders();
-        self.predecessor = Predecessor::find(conversation, elders, &self.state.forwarded);
-        self.state.serves(config, pools);
+        self.predecessor = Predecessor::find(conversation, elders, &self.shared.forwarded);
+        self.shared.serves(config, pools);
         self.keep_forwarded()?;
-        self.listeners.apply(sockets, services)?;
-        if let Some(largest) = self.kernel.largest_segment(&self.netlink).await {
-            self.listeners.clamp_segments(largest);
+        let listeners = bound.open()?;
+        Ok(Accepting::start(
+            Arc::clone(&self.shared),
+            listeners,
+            services,
+        ))
+    }
+
+    /// Lets clients send no larger segments than fit on the way to the backends.
+    async fn clamp_segments(&self, bound: &Bound) {
+        let Some(largest) = self.kernel.largest_segment(&self.netlink).await else {
+            return;
+        };
+        for socket in bound.sockets() {
+            if let Err(e) = listener::clamp_segments(&socket, largest) {
+                tracing::warn!("clients may send segments larger than {largest} bytes: {e}");
+            }
         }
+    }
+
+    /// What can fail of a configuration, except listening; connections that there are do not notice.
+    async fn prepare(
+        &mut self,
+        config: &Config,
+        pools: &Pools,
+        inherited: Option<Inherited>,
+    ) -> Result<Services, RunError> {
+        let needs = Needs::of(config);
+        let forwarded = &self.shared.forwarded;
+        let upstreams = addresses(pools);
+        self.kernel
+            .set_up(&needs, upstreams, &self.netlink, forwarded, inherited)
+            .await?;
+        if let Some(in_kernel) = self.kernel.in_kernel() {
+            self.shared.runs_in_kernel(in_kernel);
+        }
+        let services = self.services(config, pools)?;
+        let config::Daemon {
+            metrics,
+            access_log,
+            access_log_format,
+            ..
+        } = &config.daemon;
+        self.scraped.listen(*metrics, &self.shared).await?;
+        let observer = self.shared.registry.observer();
+        observer.log_to(access_log, *access_log_format)?;
+        Ok(services)
+    }
+
+    /// Another configuration for a daemon at work. If this fails, all is as before.
+    async fn put_in_force(
+        &mut self,
+        config: Config,
+        accepting: &mut Accepting,
+    ) -> Result<(), RunError> {
+        let before = self.shared.pools();
+        let pools = pools(&config, &self.resolver, &before, &self.moved).await?;
+        reachable(&self.netlink, &config, &pools).await?;
+        let mut sockets = accepting.again().map_err(RunError::Sockets)?;
+        let bound = Bound::bind(&config.listeners, &mut sockets)?;
+        let services = self.prepare(&config, &pools, None).await?;
+        self.clamp_segments(&bound).await;
+        self.keep_forwarded()?;
+        let listeners = bound.open()?;
+        accepting.pause().await;
+        self.shared.serves(config, pools);
+        *accepting = Accepting::start(Arc::clone(&self.shared), listeners, services);
         Ok(())
     }
 
@@ -300,7 +385,7 @@ impl Daemon {
                 told,
                 parts,
                 resets(),
-                Arc::clone(&self.state),
+                Arc::clone(&self.shared),
                 self.predecessor.is_some(),
             );
             tokio::spawn(keeper.run());
@@ -318,35 +403,52 @@ impl Daemon {
             };
             let engines = self.kernel.engines(listener.splice)?;
             let connector = Connector {
-                source: self.kernel.source(listener.steers(), listener.source_mismatch),
+                source: self
+                    .kernel
+                    .source(listener.steers(), listener.source_mismatch),
                 pool: Arc::clone(pool),
-                retries: settings.retries.get(),
-                send_proxy: settings.send_proxy,
+                retries: settings.retries.get() as usize,
+                send_proxy: SendProxy::of(settings),
                 timeout: settings.connect_timeout.get(),
                 alike: engines.has_packet(),
             };
             let service = Service {
                 name: name.clone(),
                 accept_proxy: accept_proxy(listener)?,
-                admission: self.listeners.admission(name, listener),
+                admission: Arc::new(Admission),
                 refuse: listener.refuse_with,
                 connector,
                 engines,
-                forwarded: self.state.forwarded.clone(),
+                forwarded: self.shared.forwarded.clone(),
                 limits: Limits::of(listener),
-                registry: self.state.registry.clone(),
+                registry: self.shared.registry.clone(),
             };
-            services.insert(name.clone(), service);
+            services.insert(name.clone(), Arc::new(service));
         }
         Ok(services)
     }
+}
 
+/// A daemon at work.
+struct Daemon {
+    setup: Setup,
+    accepting: Accepting,
+    control: Server,
+    signals: Signals,
+    ordered: UnboundedReceiver<Order>,
+}
+
+impl Daemon {
     fn say_ready(&self) {
-        let config = self.state.config();
+        let shared = &self.setup.shared;
+        let config = shared.config();
         let listeners = config.listeners.iter();
         for (name, listener) in listeners {
             let pool = config.pool_of(name, listener);
-            let upstream = config.pools.get(pool).map(|pool| words(pool.upstream.iter().map(|s| &s.target)));
+            let upstream = config
+                .pools
+                .get(pool)
+                .map(|pool| words(pool.upstream.iter().map(|s| &s.target)));
             tracing::info!(
                 listener = %name,
                 listen = words(listener.listen.iter()),
@@ -357,29 +459,39 @@ impl Daemon {
             );
         }
         tracing::info!(
-            listen = words(self.listeners.addresses().iter()),
-            instance = %self.state.instance,
+            listen = words(self.accepting.addresses().iter()),
+            instance = %shared.instance,
             "ready"
         );
     }
 
     /// Serves until a signal comes, or another daemon, and the flows have ended.
-    async fn run(&mut self) {
+    async fn run(mut self) -> Result<(), RunError> {
         let successor = self.serve().await;
-        self.state.is_to_end();
-        self.listeners.close().await;
-        self.state.serving.close();
+        let Self {
+            mut setup,
+            accepting,
+            control,
+            mut signals,
+            ..
+        } = self;
+        let shared = &setup.shared;
+        shared.is_to_end();
+        accepting.pause().await;
+        drop(accepting); // Closes the sockets.
+        shared.serving.close();
         let drain = Drain {
-            state: &self.state,
-            signals: &mut self.signals,
-            predecessor: self.predecessor.as_mut(),
+            shared,
+            signals: &mut signals,
+            predecessor: setup.predecessor.as_mut(),
         };
-        let deadline = self.state.config().daemon.drain_timeout.get();
+        let deadline = shared.config().daemon.drain_timeout.get();
         tokio::select! {
             () = drain.run(successor, deadline) => {}
-            () = self.control.serve(&self.state) => {}
-            () = self.kernel.tend(&self.netlink, &self.listeners) => {}
+            () = control.serve(shared) => {}
+            () = setup.kernel.tend(&setup.netlink, |_| ()) => {}
         }
+        setup.kernel.tear_down().await
     }
 
     /// Serves until a signal comes, or another daemon has taken over.
@@ -393,11 +505,12 @@ impl Daemon {
                 }
             };
             tokio::select! {
-                () = self.control.serve(&self.state) => {}
-                () = self.kernel.tend(&self.netlink, &self.listeners) => {}
-                () = self.moved.notified() => {
-                    let upstreams = addresses(&self.state.pools());
-                    self.kernel.lead_to(upstreams, &self.netlink).await;
+                () = self.control.serve(&self.setup.shared) => {}
+                () = self.setup.kernel.tend(&self.setup.netlink, |largest| self.accepting.clamp_segments(largest)) => {}
+                () = self.accepting.follow() => {}
+                () = self.setup.moved.notified() => {
+                    let upstreams = addresses(&self.setup.shared.pools());
+                    self.setup.kernel.lead_to(upstreams, &self.setup.netlink).await;
                 }
                 told = self.signals.next() => match told {
                     Told::End(name) => {
@@ -405,7 +518,7 @@ impl Daemon {
                         return None;
                     }
                     Told::Reload => _ = self.reload().await,
-                    Told::Reopen => self.state.reopen_logs(),
+                    Told::Reopen => self.setup.shared.reopen_logs(),
                 },
                 Some(order) = self.ordered.recv() => match order {
                     // It does not listen to the answer any more: it is done all the same.
@@ -430,33 +543,33 @@ impl Daemon {
 
     fn estate(&self) -> Estate<'_> {
         Estate {
-            listeners: self.listeners.descriptors(),
-            folder: self.kernel.folder(),
-            filters: self.kernel.filters(),
-            steers: self.kernel.steers(),
+            listeners: self.accepting.descriptors(),
+            folder: self.setup.kernel.folder(),
+            filters: self.setup.kernel.filters(),
+            steers: self.setup.kernel.steers(),
             folder_made: self.control.folder_made(),
         }
     }
 
     /// Leaves flows and pins to a daemon that is ready for them.
     async fn hand_over(&mut self, candidate: Preparing) -> Option<Successor> {
-        self.listeners.pause().await;
+        self.accepting.pause().await;
         let (later, told) = mpsc::unbounded_channel();
-        self.state.forwarded.hand_over(later).await;
+        self.setup.shared.forwarded.hand_over(later).await;
         match candidate.succeed(told).await {
             Ok(successor) => {
-                self.kernel.hand_over();
-                let left = self.state.registry.len();
+                self.setup.kernel.hand_over();
+                let left = self.setup.shared.registry.len();
                 tracing::info!("taken over by another limpid: {left} flow(s) stay until they end");
-                if let Some(predecessor) = &self.predecessor {
+                if let Some(predecessor) = &self.setup.predecessor {
                     predecessor.retire();
                 }
                 Some(successor)
             }
             Err(e) => {
                 tracing::warn!("the limpid that was to take over is gone: {e}");
-                self.state.forwarded.take_back();
-                self.listeners.resume();
+                self.setup.shared.forwarded.take_back();
+                self.accepting.resume();
                 None
             }
         }
@@ -465,6 +578,8 @@ impl Daemon {
     /// Reads the file again. A file that cannot be used changes nothing.
     async fn reload(&mut self) -> Result<String, ReloadError> {
         let reloaded = self.try_reload().await;
+        let metrics = self.setup.shared.registry.observer().metrics();
+        metrics.reloaded(reloaded.is_ok());
         match &reloaded {
             Ok(done) => tracing::info!("{done}"),
             Err(e) => tracing::error!("not reloaded, all is as before: {e}"),
@@ -473,37 +588,24 @@ impl Daemon {
     }
 
     async fn try_reload(&mut self) -> Result<String, ReloadError> {
-        let file = self.state.file.as_ref().ok_or(ReloadError::NoFile)?;
-        let config = config::load(file)?;
-        let checked = config.check();
-        checked.warn();
-        checked.result()?;
-        config.reload_of(&self.state.config())?;
-        let before = self.state.pools();
-        let pools = pools(&config, &self.resolver, &before, &self.moved).await?;
-        reachable(&self.netlink, &config, &pools).await?;
-        let sockets = self.listeners.prepare(&config, Vec::new())?;
-        let needs = Needs::of(&config);
-        let forwarded = &self.state.forwarded;
-        self.kernel
-            .set_up(&needs, addresses(&pools), &self.netlink, forwarded, None)
-            .await?;
-        let services = self.services(&config, &pools)?;
-        self.keep_forwarded()?;
-        self.listeners.apply(sockets, services)?;
-        self.state.serves(config, pools);
-        if let Some(largest) = self.kernel.largest_segment(&self.netlink).await {
-            self.listeners.clamp_segments(largest);
+        let file = self.setup.shared.file.as_ref().ok_or(ReloadError::NoFile)?;
+        let config::Loaded { config, warnings } = config::load(file).map_err(RunError::from)?;
+        for warning in warnings.lines() {
+            tracing::warn!("{warning}");
         }
+        config.reload_of(&self.setup.shared.config())?;
+        self.setup.put_in_force(config, &mut self.accepting).await?;
         let ended = self.end_what_is_not_allowed();
-        Ok(format!("reloaded; {ended} flow(s) were reset whose listener is gone or whose client is no longer allowed"))
+        Ok(format!(
+            "reloaded; {ended} flow(s) were reset whose listener is gone or whose client is no longer allowed"
+        ))
     }
 
     /// Ends flows that a reload has taken the right to exist from.
     fn end_what_is_not_allowed(&self) -> usize {
-        let config = self.state.config();
+        let config = self.setup.shared.config();
         let mut ended = 0;
-        for flow in self.state.registry.list() {
+        for flow in self.setup.shared.registry.list() {
             let why = match (config.listener_at(flow.called), flow.client.get()) {
                 (None, _) => End::ListenerGone,
                 (Some((_, listener)), Some(client)) if !listener.allows(*client) => {
@@ -511,7 +613,7 @@ impl Daemon {
                 }
                 (Some(_), _) => continue,
             };
-            ended += usize::from(self.state.end(flow.id, why));
+            ended += usize::from(self.setup.shared.end(flow.id, why));
         }
         ended
     }

@@ -6,7 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What a signal says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub(super) enum Told {
     /// To end in order, by this signal.
     End(&'static str),
     /// To read the file again (SIGHUP).
@@ -17,7 +17,7 @@ pub enum Told {
 
 /// The signals that the daemon waits for.
 #[derive(Debug)]
-pub struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -29,7 +29,7 @@ pub struct Signals {
 
 impl Signals {
     /// Waits for them from now on.
-    pub fn new(reloads: bool) -> io::Result<Self> {
+    pub(super) fn new(reloads: bool) -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -40,7 +40,7 @@ impl Signals {
     }
 
     /// The next one. Cancelling loses nothing.
-    pub async fn next(&mut self) -> Told {
+    pub(super) async fn next(&mut self) -> Told {
         tokio::select! {
             _ = self.terminate.recv() => Told::End("SIGTERM"),
             _ = self.interrupt.recv() => Told::End("SIGINT"),

@@ -42,6 +42,7 @@ impl EngineKind {
     PartialEq,
     Eq,
     clap::ValueEnum,
+    serde::Serialize,
     serde::Deserialize,
     schemars::JsonSchema,
 )]
@@ -185,12 +186,10 @@ impl Engines {
                 tracing::info!("sockmap is not used: {}", doubt.reason());
                 Err(Some(Fallback::Kernel(doubt)))
             }
-            (Choice::Auto | Choice::Packet, Trust::Trusted) => {
-                load().map_err(|error| {
-                    tracing::warn!("sockmap is not used: {error}");
-                    Some(Fallback::from(&*error))
-                })
-            }
+            (Choice::Auto | Choice::Packet, Trust::Trusted) => load().map_err(|error| {
+                tracing::warn!("sockmap is not used: {error}");
+                Some(Fallback::from(&*error))
+            }),
             (Choice::Sockmap, Trust::Refused(doubt)) => return Err(EnginesError::Refused(doubt)),
             (Choice::Sockmap, Trust::OptIn(doubt)) => {
                 tracing::warn!("sockmap at your own risk: {}", doubt.reason());

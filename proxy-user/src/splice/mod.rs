@@ -20,8 +20,8 @@ use proxy_core::address::Client;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::steering::Identity;
 use crate::config::Listener;
+use crate::steering::Identity;
 use crate::sys;
 use crate::sys::splice as tcp;
 

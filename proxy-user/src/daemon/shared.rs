@@ -2,22 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use proxy_core::address::Listener;
+use proxy_core::address::{Listener, Upstream};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::ReloadError;
+use crate::bpf::tables::Counters;
 use crate::config::{self, Config, Name};
 use crate::forwarded::Forwarded;
 use crate::lock::lock;
-use crate::pool::Pool;
+use crate::pool::{Lease, Pool};
 use crate::registry::Registry;
 use crate::splice::{End, Limits};
+use crate::steering::Steering;
 use crate::takeover::Candidate;
 
 /// The pools, by name.
@@ -32,9 +34,18 @@ pub enum Order {
     Reload(oneshot::Sender<Result<String, ReloadError>>),
 }
 
+/// What the metrics read of the kernel.
+#[derive(Clone, Debug)]
+pub struct InKernel {
+    /// The flow table.
+    pub steering: Arc<Steering>,
+    /// What the tc programs count.
+    pub counters: Arc<Counters>,
+}
+
 /// A running daemon.
 #[derive(Debug)]
-pub struct State {
+pub struct Shared {
     /// Its name.
     pub instance: String,
     /// The file that it reads, if there is one.
@@ -52,17 +63,19 @@ pub struct State {
     pub places: Arc<Semaphore>,
     pools: ArcSwap<Pools>,
     config: ArcSwap<Config>,
+    in_kernel: OnceLock<InKernel>,
     /// `None`: the daemon is ending, or taken over.
     orders: Mutex<Option<UnboundedSender<Order>>>,
 }
 
-impl State {
+impl Shared {
     /// That of a daemon which serves `config` and takes `orders`.
     #[must_use]
     pub fn new(
         instance: String,
         file: Option<PathBuf>,
         config: Config,
+        registry: Registry,
         forwarded: Forwarded,
         places: usize,
         orders: UnboundedSender<Order>,
@@ -71,12 +84,13 @@ impl State {
             instance,
             file,
             started: Instant::now(),
-            registry: Registry::default(),
+            registry,
             forwarded,
             serving: TaskTracker::new(),
             places: Arc::new(Semaphore::new(places)),
             pools: ArcSwap::default(),
             config: ArcSwap::from_pointee(config),
+            in_kernel: OnceLock::new(),
             orders: Mutex::new(Some(orders)),
         }
     }
@@ -99,13 +113,41 @@ impl State {
         self.pools.store(Arc::new(pools));
     }
 
+    /// What there is where the tc programs run.
+    #[must_use]
+    pub fn in_kernel(&self) -> Option<&InKernel> {
+        self.in_kernel.get()
+    }
+
+    /// The tc programs run.
+    pub(super) fn runs_in_kernel(&self, in_kernel: InKernel) {
+        let _ = self.in_kernel.set(in_kernel);
+    }
+
     /// How long a flow may be silent that an earlier daemon has accepted at `called`. Where no listener has
     /// that address any more: as long as by default.
     #[must_use]
     pub fn limits_at(&self, called: Listener) -> Limits {
         let config = self.config();
         let listener = config.listener_at(called);
-        listener.map_or_else(|| Limits::of(&config::Listener::default()), |(_, l)| Limits::of(l))
+        listener.map_or_else(
+            || Limits::of(&config::Listener::default()),
+            |(_, l)| Limits::of(l),
+        )
+    }
+
+    /// The names of the listener that has this address, and of its pool.
+    #[must_use]
+    pub fn listener_at(&self, called: Listener) -> Option<(Name, Name)> {
+        let config = self.config();
+        let (name, listener) = config.listener_at(called)?;
+        Some((name.clone(), config.pool_of(name, listener).clone()))
+    }
+
+    /// The share of a server that a connection has which an earlier daemon has made.
+    #[must_use]
+    pub fn lease(&self, pool: &Name, upstream: Upstream) -> Option<Lease> {
+        self.pools().get(pool)?.adopt(upstream)
     }
 
     /// Ends a flow: both sides get a RST. False: there is none of this number.
@@ -140,6 +182,8 @@ impl State {
 
     /// Opens log files again.
     pub fn reopen_logs(&self) {
-        tracing::debug!("log files are opened again");
+        if let Err(e) = self.registry.observer().reopen() {
+            tracing::error!("--access-log: {e}");
+        }
     }
 }

@@ -48,15 +48,21 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
 /// The address and port that the SYN is for.
 #[inline(always)]
 fn called(ctx: &SkLookupContext) -> Place {
+    // Volatile, and whether needed or not: the verifier wants each field of a context to be read by its own
+    // instruction, where the compiler would read one or the other by a pointer that it computes.
     // SAFETY: fields of the context.
-    let (address, port) = unsafe {
-        let called = &*ctx.lookup;
-        let address = if called.family == AF_INET {
-            lookup::ipv4(called.local_ip4)
-        } else {
-            called.local_ip6
-        };
-        (address, called.local_port)
+    let (family, ipv4, ipv6, port) = unsafe {
+        (
+            (&raw const (*ctx.lookup).family).read_volatile(),
+            (&raw const (*ctx.lookup).local_ip4).read_volatile(),
+            (&raw const (*ctx.lookup).local_ip6).read_volatile(),
+            (&raw const (*ctx.lookup).local_port).read_volatile(),
+        )
+    };
+    let address = if family == AF_INET {
+        lookup::ipv4(ipv4)
+    } else {
+        ipv6
     };
     Place { address, port }
 }

@@ -3,7 +3,6 @@
 //! Each stage takes what the one before it made, so none can be skipped.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::io::Interest;
 
@@ -27,7 +26,7 @@ pub struct Service {
     /// Who may send a header; `None` where none is expected.
     pub accept_proxy: Option<AcceptProxy>,
     /// Which clients are let in, and how many.
-    pub admission: Arc<Admission>,
+    pub admission: Admission,
     /// How clients are refused.
     pub refuse: Refuse,
     /// How the backend is reached.
@@ -109,7 +108,7 @@ async fn open(
         .map_err(|e| Ending::from(&e))?;
     let _ = flow.client.set(identified.client);
     flow.header_took(identified.took);
-    let place = service.admission.admit(identified.client, Instant::now());
+    let place = service.admission.admit(identified.client);
     record.admitted(place.map_err(|e| {
         sys::reset_on_close(&identified.downstream, service.refuse == Refuse::Reset);
         Ending::refused(e.label(), e.to_string())

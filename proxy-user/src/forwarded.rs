@@ -559,6 +559,10 @@ impl Keeper {
         let details = Arc::clone(record.flow());
         if let Some((listener, pool)) = self.shared.listener_at(details.called) {
             details.came_by(&listener);
+            let client = SocketAddr::new(known.client.into(), known.client_port);
+            if let Some(place) = self.shared.place(&listener, Client::new(client)) {
+                record.admitted(place);
+            }
             details.goes_to(&pool);
             if let Some(lease) = self
                 .shared

@@ -380,11 +380,16 @@ fn offer(downstream: &TcpStream) -> Offer {
     }
 }
 
-/// Reads what the client has already sent, without waiting for it.
+/// Reads what the client has already sent, without waiting for it: as much as one segment has room for
+/// behind the header.
 fn append_at_hand(downstream: &TcpStream, first: &mut Vec<u8>) -> io::Result<()> {
-    /// What fits into one segment with the header.
-    const AT_MOST: usize = 1400;
-    first.reserve_exact(AT_MOST);
+    /// What a segment carries on all usual paths, in bytes.
+    const SEGMENT: usize = 1400;
+    let room = SEGMENT.saturating_sub(first.len());
+    if room == 0 {
+        return Ok(());
+    }
+    first.reserve_exact(room);
     match downstream.try_read_buf(first) {
         // An end of file is for the splice to find: it is seen again.
         Ok(_) => Ok(()),

@@ -8,8 +8,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tracing::Level;
 
+use crate::config::Name;
 use crate::record::{Ending, Weight};
 use crate::registry::Flow;
+use crate::splice::{EngineKind, Fallback};
 
 /// One connection that has ended.
 #[derive(Clone, Copy, Debug)]
@@ -94,13 +96,13 @@ impl<'a> Line<'a> {
             ("id", Some(Value::Number(flow.id))),
             ("client", text(flow.client.get())),
             ("peer", text(Some(flow.peer))),
-            ("listener", name(flow.listener().map(|n| n.as_str()))),
-            ("pool", name(flow.pool().map(|n| n.as_str()))),
+            ("listener", name(flow.listener().map(Name::as_str))),
+            ("pool", name(flow.pool().map(Name::as_str))),
             ("server", name(flow.server())),
             ("upstream", text(flow.upstream.get())),
             ("source", text(flow.source.get())),
-            ("engine", name(progress.engine().map(|kind| kind.label()))),
-            ("fallback", name(progress.fallback().map(|why| why.label()))),
+            ("engine", name(progress.engine().map(EngineKind::label))),
+            ("fallback", name(progress.fallback().map(Fallback::label))),
             ("retries", Some(Value::Number(flow.retries().into()))),
             ("bytes_up", Some(Value::Number(progress.bytes_up()))),
             ("bytes_down", Some(Value::Number(progress.bytes_down()))),
@@ -120,6 +122,14 @@ impl<'a> Line<'a> {
             Weight::Normal => Level::INFO,
             Weight::Warning => Level::WARN,
             Weight::Trifle => Level::DEBUG,
+        }
+    }
+
+    /// Does somebody want to know? Of trifles only where the log is to have them too.
+    pub(super) fn matters(&self) -> bool {
+        match self.end.weight {
+            Weight::Normal | Weight::Warning => true,
+            Weight::Trifle => tracing::enabled!(target: "access", Level::DEBUG),
         }
     }
 

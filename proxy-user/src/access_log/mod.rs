@@ -66,6 +66,7 @@ impl AccessLog {
     pub fn write(&self, line: &Line<'_>) {
         match &self.0 {
             None => line.log(),
+            Some(_) if !line.matters() => {}
             Some(written) => {
                 let framed = frame::frame(&written.target, written.format, line);
                 written.writer.write(framed);

@@ -325,6 +325,39 @@ fn a_file_that_was_renamed_is_left() {
 }
 
 #[test]
+fn health_checks_are_left_out_unless_they_are_asked_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("log");
+    let target = LogTarget::File(path.clone());
+    let log = AccessLog::open(&target, AccessLogFormat::Json, Lost::default()).expect("it opens");
+    let flow = flow_of("192.0.2.1:1");
+    let closed = Ending::from(&crate::header::IdentifyError::Closed(0));
+    let stopped = Ending::from(End::Stopped);
+    for end in [&closed, &stopped] {
+        log.write(&Line::now(&flow, end, Concurrency::default()));
+    }
+    let asked = tracing_subscriber::fmt()
+        .with_writer(io::sink)
+        .with_max_level(tracing::Level::DEBUG)
+        .finish();
+    tracing::subscriber::with_default(asked, || {
+        log.write(&Line::now(&flow, &closed, Concurrency::default()));
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(log.flush());
+    let text = std::fs::read_to_string(&path).expect("a file");
+    let ends = text.lines().map(|line| {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        line["end"].as_str().map(str::to_owned)
+    });
+    let ends: Vec<String> = ends.flatten().collect();
+    assert_eq!(ends, ["stopped", "closed-before-header"]);
+}
+
+#[test]
 fn a_reader_that_does_not_read_loses_lines_and_stops_nobody() {
     let (reader, writer) = io::pipe().expect("a pipe");
     let sink = Sink::Stream(Stream::new(File::from(std::os::fd::OwnedFd::from(writer))));
@@ -422,4 +455,86 @@ fn a_line_that_was_cut_is_ended_before_the_next() {
     let mut rest = String::new();
     reader.read_to_string(&mut rest).expect("text");
     assert_eq!(rest, "\nwhole\n");
+}
+
+/// The rows of the documentation's table of ends: the name, and the letters it may have.
+fn documented() -> Vec<(Vec<String>, String)> {
+    let text = include_str!("../../../docs/access-log.md");
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
+    rows.filter_map(|row| {
+        let cells: Vec<&str> = row.split('|').collect();
+        let [_, labels, letters, ..] = cells[..] else {
+            return None;
+        };
+        let labels = labels.split('`').skip(1).step_by(2).map(str::to_owned);
+        Some((labels.collect(), letters.to_owned()))
+    })
+    .collect()
+}
+
+#[test]
+fn the_documentation_has_every_end_and_its_letters() {
+    use During::{Connect, Data, Request};
+    use proxy_core::address::Client;
+    use proxy_core::header::Refusal;
+
+    use crate::bpf::tables::ReserveError;
+    use crate::header::IdentifyError;
+    use crate::steering::ClaimError;
+    use crate::upstream::ConnectError;
+
+    let after = Duration::from_secs(1);
+    let error = |kind: io::ErrorKind| io::Error::from(kind);
+    let other = || error(io::ErrorKind::Other);
+    let upstream = Upstream::new("192.0.2.9:80".parse().expect("an address"));
+    let client = Client::new("192.0.2.1:1".parse().expect("an address"));
+    let headers = [
+        IdentifyError::Untrusted,
+        IdentifyError::Refused(Refusal::V1Port),
+        IdentifyError::Timeout(after, 0),
+        IdentifyError::Closed(0),
+        IdentifyError::Read(other()),
+    ];
+    let connects = [
+        ConnectError::Claim(ClaimError::FamilyMismatch { client, upstream }),
+        ConnectError::Claim(ClaimError::ClientAddress { client, what: "" }),
+        ConnectError::Claim(ClaimError::PortsTaken { client, upstream }),
+        ConnectError::Claim(ClaimError::TooMany(1)),
+        ConnectError::Claim(ClaimError::Table(ReserveError::Taken)),
+        ConnectError::Claim(ClaimError::Cookie(other())),
+        ConnectError::Socket(upstream, other()),
+        ConnectError::Connect(upstream, error(io::ErrorKind::ConnectionRefused)),
+        ConnectError::Connect(upstream, error(io::ErrorKind::ConnectionReset)),
+        ConnectError::Connect(upstream, error(io::ErrorKind::AddrNotAvailable)),
+        ConnectError::Connect(upstream, other()),
+        ConnectError::Timeout(upstream, after),
+        ConnectError::NoReply {
+            upstream,
+            source_address: client.socket_addr(),
+            syns: 1,
+            timeout: after,
+        },
+        ConnectError::NotSteered(upstream),
+        ConnectError::Send(upstream, other()),
+        ConnectError::Downstream(other()),
+        ConnectError::Left(upstream),
+    ];
+    let ends = End::ALL.map(|end| (Ending::from(end), Data));
+    let headers = headers.iter().map(|e| (Ending::from(e), Request));
+    let connects = connects.iter().map(|e| (Ending::from(e), Connect));
+    let stopped = [Request, Connect].map(|stage| (Ending::from(End::Stopped), stage));
+    let documented = documented();
+    for (end, stage) in ends
+        .into_iter()
+        .chain(headers)
+        .chain(connects)
+        .chain(stopped)
+    {
+        let letters = format!("`{}`", end.termination.letters(stage));
+        let is = |(labels, may): &&(Vec<String>, String)| {
+            labels.iter().any(|label| label == end.label) && may.contains(&letters)
+        };
+        let rows = documented.iter().filter(is).count();
+        assert_eq!(rows, 1, "rows with {} and {letters}", end.label);
+    }
 }

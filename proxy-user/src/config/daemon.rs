@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use clap::{Args, ValueEnum};
 use schemars::JsonSchema;
@@ -132,6 +133,7 @@ pub struct Daemon {
 
 impl Default for Daemon {
     fn default() -> Self {
-        defaults()
+        static DEFAULTS: LazyLock<Daemon> = LazyLock::new(defaults);
+        DEFAULTS.clone()
     }
 }

@@ -74,7 +74,11 @@ pub fn parse(path: &Path, text: &str) -> Result<Loaded, LoadError> {
         report,
     };
     let mut reader = Reader::new(text);
-    let config = reader.config();
+    let mut config = Config::default();
+    // What is left of a text that is no TOML is not what was meant.
+    if reader.faults.is_empty() {
+        config = reader.config();
+    }
     if !reader.faults.is_empty() {
         return Err(wrong(Report::new(path, text, reader.faults)));
     }
@@ -104,18 +108,16 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(text: &'a str) -> Self {
+        let (table, errors) = DeTable::parse_recoverable(text);
         let mut reader = Self {
             text,
-            table: DeTable::new(),
+            table: table.into_inner(),
             faults: Vec::new(),
         };
-        match DeTable::parse(text) {
-            Ok(table) => reader.table = table.into_inner(),
-            Err(e) => {
-                let span = e.span().unwrap_or_default();
-                let cause = Cause::Syntax(e.message().to_owned());
-                reader.fault(span, Place::default(), cause);
-            }
+        for e in errors {
+            let span = e.span().unwrap_or_default();
+            let cause = Cause::Syntax(e.message().to_owned());
+            reader.fault(span, Place::default(), cause);
         }
         reader
     }

@@ -1,5 +1,7 @@
 //! `[listeners.NAME]`: where connections are accepted, from whom, and what is done with them.
 
+use std::sync::LazyLock;
+
 use clap::{Args, ValueEnum};
 use proxy_core::address::Client;
 use proxy_core::network::Network;
@@ -160,7 +162,8 @@ pub struct Listener {
 
 impl Default for Listener {
     fn default() -> Self {
-        defaults()
+        static DEFAULTS: LazyLock<Listener> = LazyLock::new(defaults);
+        DEFAULTS.clone()
     }
 }
 

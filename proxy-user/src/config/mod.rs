@@ -22,6 +22,9 @@ mod report;
 mod schema;
 mod words;
 
+#[cfg(test)]
+mod tests;
+
 pub use daemon::{AccessLogFormat, Daemon, LogFormat, LogTarget};
 pub use file::{LoadError, Loaded, load, parse};
 pub use listener::{Listener, Mismatch, Refuse, Source};
@@ -36,7 +39,7 @@ pub use words::{
     WordError,
 };
 
-/// All of it.
+/// All that limpid is told.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(
     deny_unknown_fields,
@@ -44,6 +47,7 @@ pub use words::{
     default,
     expecting = "a table"
 )]
+#[schemars(title = "A configuration file of limpid")]
 pub struct Config {
     /// What is the daemon's as a whole.
     pub daemon: Daemon,
@@ -82,17 +86,4 @@ fn defaults<T: Args>() -> T {
     let command = T::augment_args(clap::Command::new("limpid").no_binary_name(true));
     let matches = command.get_matches_from(std::iter::empty::<&str>());
     T::from_arg_matches(&matches).expect("no option is required")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn everything_has_a_default() {
-        let config = Config::default();
-        assert!(config.listeners.is_empty() && config.pools.is_empty());
-        assert_eq!(Listener::default().listen, []);
-        assert_eq!(Pool::default().upstream, []);
-    }
 }

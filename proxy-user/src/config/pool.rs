@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use clap::{Args, ValueEnum};
 use schemars::{JsonSchema, Schema, json_schema};
@@ -223,6 +224,7 @@ pub struct Pool {
 
 impl Default for Pool {
     fn default() -> Self {
-        defaults()
+        static DEFAULTS: LazyLock<Pool> = LazyLock::new(defaults);
+        DEFAULTS.clone()
     }
 }

@@ -37,8 +37,10 @@ struct WithoutNull;
 impl Transform for WithoutNull {
     fn transform(&mut self, schema: &mut Schema) {
         transform_subschemas(self, schema);
-        if schema.get("default").is_some_and(Value::is_null) {
-            schema.remove("default");
+        match schema.get_mut("default") {
+            Some(Value::Null) => drop(schema.remove("default")),
+            Some(Value::Object(defaults)) => defaults.retain(|_, value| !value.is_null()),
+            _ => {}
         }
         if let Some(Value::Array(types)) = schema.get_mut("type") {
             types.retain(|name| name != "null");

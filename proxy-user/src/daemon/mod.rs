@@ -14,7 +14,6 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::access_log::OpenError;
-use crate::admission::Admission;
 use crate::bpf::LoadError;
 use crate::bpf::attach::RemoveError;
 use crate::bpf::pins::{self, Pins};
@@ -301,7 +300,7 @@ impl Setup {
         self.kernel.take_over();
         let elders = self.kernel.elders();
         self.predecessor = Predecessor::find(conversation, elders, &self.shared.forwarded);
-        self.shared.serves(config, pools);
+        self.shared.serves(config, pools, &services);
         self.keep_forwarded()?;
         let listeners = bound.open()?;
         Ok(Accepting::start(
@@ -368,7 +367,7 @@ impl Setup {
         self.keep_forwarded()?;
         let listeners = bound.open()?;
         accepting.pause().await;
-        self.shared.serves(config, pools);
+        self.shared.serves(config, pools, &services);
         *accepting = Accepting::start(Arc::clone(&self.shared), listeners, services);
         Ok(())
     }
@@ -415,7 +414,7 @@ impl Setup {
             let service = Service {
                 name: name.clone(),
                 accept_proxy: accept_proxy(listener)?,
-                admission: Arc::new(Admission),
+                admission: self.shared.admission(name, listener),
                 refuse: listener.refuse_with,
                 connector,
                 engines,

@@ -81,7 +81,7 @@ fn view(pool: &str, server: pool::ServerView) -> ServerView {
             State::Up => ServerState::Up,
             State::Ejected => ServerState::Ejected,
             State::Down => ServerState::Down,
-            State::Drain => ServerState::Draining,
+            State::Drain => ServerState::Drain,
             State::Disabled => ServerState::Disabled,
         },
         weight: server.weight,

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use proxy_core::address::{Listener, Upstream};
+use proxy_core::address::{Client, Listener, Upstream};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::ReloadError;
+use super::accepting::Services;
+use crate::admission::{Admission, Place};
 use crate::bpf::tables::Counters;
 use crate::config::{self, Config, Name};
 use crate::forwarded::Forwarded;
@@ -62,6 +64,7 @@ pub struct Shared {
     /// that none is accepted only to fail.
     pub places: Arc<Semaphore>,
     pools: ArcSwap<Pools>,
+    admissions: ArcSwap<BTreeMap<Name, Admission>>,
     config: ArcSwap<Config>,
     in_kernel: OnceLock<InKernel>,
     /// `None`: the daemon is ending, or taken over.
@@ -89,6 +92,7 @@ impl Shared {
             serving: TaskTracker::new(),
             places: Arc::new(Semaphore::new(places)),
             pools: ArcSwap::default(),
+            admissions: ArcSwap::default(),
             config: ArcSwap::from_pointee(config),
             in_kernel: OnceLock::new(),
             orders: Mutex::new(Some(orders)),
@@ -107,8 +111,28 @@ impl Shared {
         self.pools.load_full()
     }
 
-    /// Another configuration, and its pools.
-    pub(super) fn serves(&self, config: Config, pools: Pools) {
+    /// Who a listener lets in; its limits are not changed yet.
+    pub(super) fn admission(&self, name: &Name, listener: &config::Listener) -> Admission {
+        let known = self.admissions.load().get(name).cloned();
+        known.unwrap_or_else(|| Admission::new(listener))
+    }
+
+    /// A place for a client that an earlier daemon has let in by this listener.
+    #[must_use]
+    pub fn place(&self, listener: &Name, client: Client) -> Option<Place> {
+        Some(self.admissions.load().get(listener)?.adopt(client))
+    }
+
+    /// Another configuration, its pools and services.
+    pub(super) fn serves(&self, config: Config, pools: Pools, services: &Services) {
+        for (name, listener) in &config.listeners {
+            if let Some(service) = services.get(name) {
+                service.admission.reconfigure(listener);
+            }
+        }
+        let admissions = services.iter();
+        let admissions = admissions.map(|(name, service)| (name.clone(), service.admission.clone()));
+        self.admissions.store(Arc::new(admissions.collect()));
         self.config.store(Arc::new(config));
         self.pools.store(Arc::new(pools));
     }

@@ -8,7 +8,7 @@
 //! A reload, a take-over and a start are the same: sockets that were there already are used where they fit,
 //! others are bound, and whatever fails before they all listen has changed nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -140,11 +140,15 @@ impl Bound {
             found.push((name, listener, bind, socket));
         }
         let mut bound = Vec::new();
+        let mut ports = HashSet::new();
         for (name, listener, bind, socket) in found {
+            let failed = |call| ListenError::of(bind.address, call);
             let socket = match socket {
                 Some(socket) => socket,
-                None => bind_new(&bind)?,
+                None => bind_new(&bind, &ports)?,
             };
+            let at = socket.local_addr().map_err(failed("getsockname"))?;
+            ports.extend(at.as_socket().map(|at| at.port()));
             bound.push(BoundSocket {
                 name: name.clone(),
                 bind,
@@ -239,6 +243,12 @@ impl Listeners {
         Ok(Inherited::new(sockets?))
     }
 
+    /// The ranges of ports, if there are any.
+    #[must_use]
+    pub fn ranges(&self) -> Option<&Ranges> {
+        self.ranges.as_ref()
+    }
+
     /// Leaves ports of ranges to whoever else comes to listen there; never returns.
     pub async fn follow(&self) {
         match &self.ranges {
@@ -296,8 +306,9 @@ fn choice(ports: Ports) -> u16 {
 }
 
 /// Binds a socket that is to listen. Of a range it gets the last port that is free: the first ones are what
-/// others rather want.
-fn bind_new(bind: &Bind) -> Result<Socket, ListenError> {
+/// others rather want. `ours` are not: the kernel binds two sockets to one port (`SO_REUSEADDR`) until one of
+/// them listens.
+fn bind_new(bind: &Bind, ours: &HashSet<u16>) -> Result<Socket, ListenError> {
     let address = bind.address;
     let candidates: RangeInclusive<u16> = match address.ports {
         // The kernel's choice.
@@ -305,12 +316,14 @@ fn bind_new(bind: &Bind) -> Result<Socket, ListenError> {
         Ports::One(port) => port..=port,
         Ports::Range(first, last) => first..=last,
     };
+    let is_range = matches!(address.ports, Ports::Range(..));
     for port in candidates.rev() {
+        if is_range && ours.contains(&port) {
+            continue;
+        }
         match bind_at(bind, SocketAddr::new(address.ip, port)) {
             Err(ListenError::Call { call, source, .. })
-                if matches!(address.ports, Ports::Range(..))
-                    && call == BIND
-                    && source.kind() == io::ErrorKind::AddrInUse => {}
+                if is_range && call == BIND && source.kind() == io::ErrorKind::AddrInUse => {}
             done => return done,
         }
     }
@@ -332,9 +345,10 @@ fn bind_at(bind: &Bind, at: SocketAddr) -> Result<Socket, ListenError> {
     socket
         .bind_device(bind.interface.as_deref().map(str::as_bytes))
         .map_err(failed("SO_BINDTODEVICE"))?;
-    // A restart must not wait for the last daemon's connections to leave TIME-WAIT.
+    // A restart must not wait for the last daemon's connections to leave TIME-WAIT. A port of the kernel's
+    // choice is to be nobody's.
     socket
-        .set_reuse_address(true)
+        .set_reuse_address(at.port() != 0)
         .map_err(failed("SO_REUSEADDR"))?;
     socket.bind(&at.into()).map_err(failed(BIND))?;
     Ok(socket)

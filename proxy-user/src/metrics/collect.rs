@@ -97,6 +97,11 @@ fn flows(encoder: &mut DescriptorEncoder<'_>, registry: &Registry) -> fmt::Resul
     let (open, mut totals) = registry.count();
     let mut listeners: BTreeMap<String, u64> = BTreeMap::new();
     let mut engines: BTreeMap<Share, u64> = BTreeMap::new();
+    // Those that have none now have had some: 0 is a value.
+    for share in totals.carried.keys() {
+        listeners.entry(text(share.listener.as_ref())).or_default();
+        engines.entry(share.clone()).or_default();
+    }
     for flow in &open {
         totals.add_open(flow);
         *listeners.entry(text(flow.listener())).or_default() += 1;

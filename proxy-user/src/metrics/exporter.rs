@@ -26,7 +26,7 @@ impl Exporter {
         Self(registry)
     }
 
-    /// The metrics of this moment, as OpenMetrics 1.0 text. With many flows it takes a while: of those in the
+    /// The metrics of this moment, as `OpenMetrics` 1.0 text. With many flows it takes a while: of those in the
     /// kernel's hands it asks the kernel, some microseconds each.
     #[must_use]
     pub fn encode(&self) -> String {

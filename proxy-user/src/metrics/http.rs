@@ -40,7 +40,7 @@ const FRESH: Duration = Duration::from_secs(1);
 /// How long nobody is accepted after an error: there may be no descriptors.
 const BACKOFF: Duration = Duration::from_millis(100);
 
-/// OpenMetrics 1.0, "Protocol Negotiation".
+/// `OpenMetrics` 1.0, "Protocol Negotiation".
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 

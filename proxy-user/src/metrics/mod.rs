@@ -107,6 +107,15 @@ const RELOADED: ResultLabel = ResultLabel { result: "ok" };
 const NOT_RELOADED: ResultLabel = ResultLabel { result: "failed" };
 
 impl Metrics {
+    /// There is such a listener: its counters begin with 0, so that the first connection is an increase.
+    pub fn listens(&self, listener: &Name) {
+        let label = ListenerLabel {
+            listener: listener.to_string(),
+        };
+        drop(self.accepted.get_or_create(&label));
+        drop(self.header.get_or_create(&label));
+    }
+
     /// A connection was accepted.
     pub fn accepted(&self, listener: &Name) {
         let listener = listener.to_string();

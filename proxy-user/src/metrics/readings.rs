@@ -60,7 +60,7 @@ pub enum ServerState {
     /// Clients' connections to it have failed: not for a while.
     Ejected,
     /// By command: those that it has may stay.
-    Draining,
+    Drain,
     /// By command.
     Disabled,
 }
@@ -71,7 +71,7 @@ impl ServerState {
         Self::Up,
         Self::Down,
         Self::Ejected,
-        Self::Draining,
+        Self::Drain,
         Self::Disabled,
     ];
 
@@ -82,7 +82,7 @@ impl ServerState {
             Self::Up => "up",
             Self::Down => "down",
             Self::Ejected => "ejected",
-            Self::Draining => "draining",
+            Self::Drain => "drain",
             Self::Disabled => "disabled",
         }
     }

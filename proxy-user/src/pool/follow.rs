@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::Shared;
-use super::resolve::{Located, LookupError, Place, Resolver};
+use super::resolve::{Located, LookupError, Place, Resolver, Version};
 use crate::config::Target;
 
 /// Between questions: however short the time to live is, and however long.
@@ -31,6 +31,8 @@ pub(super) struct Following {
     target: Target,
     resolver: Resolver,
     changed: Arc<Notify>,
+    /// The resolver's files, as they were when the name was last looked up.
+    version: Option<Version>,
     lookups: Lookups,
 }
 
@@ -59,6 +61,7 @@ impl Following {
             target,
             resolver,
             changed,
+            version: None,
             lookups: Lookups::default(),
         }
     }
@@ -73,7 +76,7 @@ impl Following {
 
     /// The first lookup, which is for the pool to take and to log.
     pub(super) async fn first(&mut self) -> Result<Located, LookupError> {
-        let found = self.resolver.locate(&self.target).await;
+        let found = self.look_up().await;
         self.lookups.failing = found.is_err();
         found
     }
@@ -84,7 +87,7 @@ impl Following {
         let mut wait = first.as_ref().map_or(RETRY, wait_after);
         loop {
             self.elapsed(wait).await;
-            let found = self.resolver.locate(&self.target).await;
+            let found = self.look_up().await;
             self.log(&shared, &found);
             let known = shared.places(index);
             let outcome = self.lookups.take(found, &known, Instant::now());
@@ -97,11 +100,16 @@ impl Following {
         }
     }
 
+    async fn look_up(&mut self) -> Result<Located, LookupError> {
+        // What changes from here on is seen, and asked for again.
+        self.version = Some(self.resolver.version());
+        self.resolver.locate(&self.target).await
+    }
+
     /// Waits, but not much longer than until the resolver's files change.
     async fn elapsed(&self, wait: Duration) {
-        let version = self.resolver.version();
         let files_changed = async {
-            while self.resolver.version() == version {
+            while self.version == Some(self.resolver.version()) {
                 sleep(FILES).await;
             }
         };
@@ -166,16 +174,16 @@ fn wait_after(located: &Located) -> Duration {
 
 /// What has been found, and what was `known` and may still be there.
 fn with_unsure(located: Located, known: &[Place]) -> Vec<Place> {
-    let unsure = |place: &Place| {
-        if place.endpoint.ip().is_ipv4() {
-            located.v4_failed
-        } else {
-            located.v6_failed
-        }
-    };
-    let mut places = located.places.clone();
-    for place in known.iter().filter(|place| unsure(place)) {
-        if places.iter().all(|p| p.endpoint != place.endpoint) {
+    let Located {
+        mut places,
+        v4_failed,
+        v6_failed,
+        ..
+    } = located;
+    for place in known {
+        let is_v4 = place.endpoint.ip().is_ipv4();
+        let unsure = if is_v4 { v4_failed } else { v6_failed };
+        if unsure && places.iter().all(|p| p.endpoint != place.endpoint) {
             places.push(place.clone());
         }
     }

@@ -263,9 +263,10 @@ impl Pool {
     /// been `tried`.
     pub fn pick(&self, client: Client, called: u16, tried: &Tried) -> Result<Lease, NoServer> {
         let Shared { method, policy, .. } = *self.shared;
+        let now = Instant::now();
         let members = &mut lock(&self.shared.servers).members;
         for member in &mut *members {
-            let (state, weight) = member.server.standing(member.weight, &policy);
+            let (state, weight) = member.server.standing(member.weight, now, &policy);
             member.candidate.weight = weight;
             member.candidate.open = member.server.open();
             member.candidate.standing = if tried.contains(&member.server) {
@@ -312,13 +313,14 @@ impl Pool {
     #[must_use]
     pub fn servers(&self) -> Vec<ServerView> {
         let policy = &self.shared.policy;
+        let now = Instant::now();
         let servers = lock(&self.shared.servers);
         let mut members: Vec<&Member> = servers.members.iter().collect();
         members.sort_by_key(|m| (m.entry, m.server.endpoint()));
         let view = |member: &Member| {
-            let (state, weight) = member.server.standing(member.weight, policy);
+            let (state, weight) = member.server.standing(member.weight, now, policy);
             ServerView {
-                name: Arc::clone(&servers.entries[member.entry].name),
+                name: member.server.name().into(),
                 endpoint: member.server.endpoint(),
                 weight: member.weight,
                 effective_weight: f64::from(weight) / f64::from(balance::WEIGHT_UNIT),
@@ -371,15 +373,16 @@ impl Pool {
 
 /// Why none could be chosen.
 fn no_server(members: &[Member], tried: &Tried, policy: &Policy) -> NoServer {
-    let is = |state| {
-        let is = |m: &Member| m.weight > 0 && m.server.standing(m.weight, policy).0 == state;
-        members.iter().any(is)
+    let now = Instant::now();
+    let is_down = |member: &Member| {
+        let (state, _) = member.server.standing(member.weight, now, policy);
+        state == State::Down && member.weight > 0
     };
     if members.is_empty() {
         NoServer::NoneThere
     } else if members.iter().any(|m| tried.contains(&m.server)) {
         NoServer::AllTried
-    } else if is(State::Down) {
+    } else if members.iter().any(is_down) {
         NoServer::AllDown
     } else {
         NoServer::AllDrained

@@ -97,7 +97,7 @@ pub struct Located {
 #[derive(Clone, Debug)]
 pub struct Resolver {
     sources: Arc<Sources>,
-    read: Arc<Mutex<Option<(Version, Arc<Names>)>>>,
+    read: Arc<Mutex<Option<Arc<Names>>>>,
 }
 
 impl Default for Resolver {
@@ -152,12 +152,8 @@ impl Resolver {
         let version = self.version();
         let mut read = lock(&self.read);
         match &*read {
-            Some((of, names)) if *of == version => Arc::clone(names),
-            _ => {
-                let names = Arc::new(Names::read(&self.sources));
-                *read = Some((version, Arc::clone(&names)));
-                names
-            }
+            Some(names) if names.version == version => Arc::clone(names),
+            _ => Arc::clone(read.insert(Arc::new(Names::read(&self.sources, version)))),
         }
     }
 }
@@ -182,6 +178,7 @@ fn at(ip: IpAddr, port: TargetPort) -> Located {
 /// The files, as they have been read.
 #[derive(Debug)]
 struct Names {
+    version: Version,
     hosts: Hosts,
     search: Vec<Name>,
     ndots: usize,
@@ -204,7 +201,7 @@ struct Addresses {
 }
 
 impl Names {
-    fn read(sources: &Sources) -> Self {
+    fn read(sources: &Sources, version: Version) -> Self {
         let text = |path: &Path| match std::fs::read(path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) => {
@@ -240,6 +237,7 @@ impl Names {
         let provider = TokioConnectionProvider::default();
         let dns = TokioResolver::builder_with_config(config, provider).with_options(options);
         Self {
+            version,
             hosts,
             search: match system.search() {
                 [] => system.domain().cloned().into_iter().collect(),

@@ -160,9 +160,8 @@ impl Server {
         lock(&self.health).admin() != Admin::Down
     }
 
-    /// Its state and effective weight now.
-    pub(super) fn standing(&self, weight: u32, policy: &Policy) -> (State, u32) {
-        let now = Instant::now();
+    /// Its state and effective weight `now`.
+    pub(super) fn standing(&self, weight: u32, now: Instant, policy: &Policy) -> (State, u32) {
         let mut health = lock(&self.health);
         let change = health.refresh(now, policy);
         let standing = (health.state(), health.weight(weight, now, policy));

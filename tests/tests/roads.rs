@@ -17,7 +17,7 @@ use limpid_tests::process::eventually;
 use limpid_tests::programs::load::{Load, Made, Road, Session, Sessions};
 use limpid_tests::programs::service::{Answer, Service};
 use limpid_tests::programs::{Limpid, Options, show};
-use limpid_tests::suite::{Lab, Suite, scaled};
+use limpid_tests::suite::{Lab, Suite, numerous, scaled};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::time::sleep;
@@ -30,10 +30,10 @@ const SIDE: u16 = 8444;
 const BACKEND: u16 = 9000;
 
 /// Addresses that new connections come from, one at a time from each.
-const CALLERS: u8 = 6;
+const CALLERS: u8 = 12;
 /// Sessions by each edge.
 const SESSIONS: usize = 9;
-/// New connections between two events: each backend has many of them.
+/// New connections between two events, at least: each backend has many of them.
 const MANY: usize = 200;
 
 /// Longer than it takes to notice that a server has gone or come, with the intervals of [`POOL`].
@@ -377,13 +377,17 @@ fn with(backend: usize) -> impl Fn(&Session) -> bool + Copy {
     move |session| session.answer.backend == BACKENDS[backend]
 }
 
-/// The answers to connections that were begun from now on: `MANY` at least.
+/// The answers to connections that were begun from now on: [`many`] at least.
 async fn answers(load: &Load) -> Result<Vec<Answer>> {
     let now = Instant::now();
     // Those that were begun before count for nothing.
-    load.more(MANY + usize::from(CALLERS)).await?;
+    load.more(many() + usize::from(CALLERS)).await?;
     let made = load.begun_after(now).into_iter();
     Ok(made.filter_map(|made| made.outcome.ok()).collect())
+}
+
+fn many() -> usize {
+    numerous(MANY, 20 * MANY)
 }
 
 /// How many of them each backend gave.
@@ -432,7 +436,25 @@ async fn finish(
     }
     let other = broken.iter().find(|session| !meant(session));
     ensure!(other.is_none(), "broke: {other:?}");
+    for proxy in Proxy::ALL {
+        nothing_is_left(site, proxy).await?;
+    }
     Ok(failed)
+}
+
+/// Waits until a proxy has no flow, and counts none for any server. Its own servers' checks have no client.
+async fn nothing_is_left(site: &Site, proxy: Proxy) -> Result<()> {
+    let (limpid, host) = (site.limpid(proxy), site.host(proxy));
+    let mut left = Vec::new();
+    let gone = eventually("no flow is left", || {
+        let flows = limpid.flows(host)?.into_iter();
+        let servers = limpid.json(host, "servers")?;
+        let servers = servers.as_array().cloned().unwrap_or_default().into_iter();
+        left = flows.filter(|flow| !flow["client"].is_null()).collect();
+        left.extend(servers.filter(|server| server["connections"] != 0));
+        Ok(left.is_empty())
+    });
+    gone.await.with_context(|| format!("{proxy} has {left:?}"))
 }
 
 /// Why connections have failed, and how many for each reason.
@@ -474,7 +496,7 @@ async fn backend_killed(lab: Lab, family: Family) -> Result<()> {
     let mut site = Site::start(lab, family).await?;
     let sessions = site.sessions(GAME).await?;
     let load = site.load();
-    load.more(MANY).await?;
+    load.more(many()).await?;
     let service = site.services[KILLED].take().context("it runs")?;
     service.kill().await;
     let gone = Instant::now();
@@ -498,7 +520,7 @@ async fn backend_unplugged(lab: Lab, family: Family) -> Result<()> {
     let site = Site::start(lab, family).await?;
     let sessions = site.sessions(GAME).await?;
     let load = site.load();
-    load.more(MANY).await?;
+    load.more(many()).await?;
     site.roads.plug_backend(1, false)?;
     let others = by_backend(&answers(&load).await?);
     ensure!(others[UNPLUGGED] == 0, "through no cable: {others:?}");
@@ -526,12 +548,13 @@ async fn proxy_killed(lab: Lab, family: Family, killed: Proxy) -> Result<()> {
             Proxy::Origin(n) => site.is_by(n, &session.answer),
         })
         .collect();
-    ensure!(!its_own.is_empty(), "no session is by {killed}");
+    let clients: Vec<SocketAddr> = its_own.iter().map(|session| session.client).collect();
+    ensure!(!clients.is_empty(), "no session is by {killed}");
     let load = site.load();
-    load.more(MANY).await?;
+    load.more(many()).await?;
     site.kill(killed)?;
     let gone = Instant::now();
-    load.more(MANY).await?;
+    load.more(many()).await?;
     sessions.ensure_alive(|_| true).await?;
     site.start_again(killed)?;
     eventually("its sessions are adopted", || {
@@ -542,11 +565,19 @@ async fn proxy_killed(lab: Lab, family: Family, killed: Proxy) -> Result<()> {
     .await?;
     sleep(scaled(NOTICED)).await;
     let before = site.limpid(killed).access_lines()?.len();
-    load.more(MANY).await?;
+    load.more(many()).await?;
     let records = site.limpid(killed).access_lines()?.len();
     ensure!(records > before, "{killed} is not used again");
-    let scenario = format!("{killed} killed, with {} sessions", its_own.len());
+    let scenario = format!("{killed} killed, with {} sessions", clients.len());
     let failed = finish(&scenario, &site, load, vec![sessions], |_| false).await?;
+    let lines = site.limpid(killed).access_lines()?;
+    for client in clients.iter().map(ToString::to_string) {
+        let recorded = lines.iter().any(|line| {
+            let says = |field, value: &str| line.get(field).is_ok_and(|found| found == value);
+            says("client", &client) && says("end", "fin")
+        });
+        ensure!(recorded, "no record of the adopted session of {client}");
+    }
     ensure_open_at(gone, &failed)?;
     if let Proxy::Edge(_) = killed {
         let address = site.address(killed, GAME);
@@ -564,7 +595,7 @@ async fn reloaded(lab: Lab, family: Family) -> Result<()> {
     let mut site = Site::start(lab, family).await?;
     let sessions = site.sessions(GAME).await?;
     let load = site.load();
-    load.more(MANY).await?;
+    load.more(many()).await?;
 
     let one_origin = Files {
         weights: [0, 1],
@@ -614,7 +645,7 @@ async fn bad_file(lab: Lab, family: Family) -> Result<()> {
     let mut site = Site::start(lab, family).await?;
     let sessions = site.sessions(GAME).await?;
     let load = site.load();
-    load.more(MANY).await?;
+    load.more(many()).await?;
     for proxy in [Proxy::Edge(0), Proxy::Origin(0)] {
         site.write(proxy, FILES)?;
         let good = std::fs::read_to_string(site.file(proxy))?;
@@ -622,8 +653,8 @@ async fn bad_file(lab: Lab, family: Family) -> Result<()> {
         for (bad, named) in [
             (format!("{good}no-such-key = 1\n"), "no-such-key"),
             (good.replace("500ms", "soon"), "soon"),
-            (good.replace("pool = \"", "pool = \"un"), "un"),
-            ("[listeners".to_owned(), "line 1"),
+            (good.replace("[pools.", "[pools.other-"), "other-"),
+            ("[listeners".to_owned(), "toml:1:11"),
         ] {
             site.write_text(proxy, &bad)?;
             let answer = site.limpid(proxy).ask(site.host(proxy), &["reload"])?;
@@ -661,7 +692,7 @@ async fn drained(lab: Lab, family: Family) -> Result<()> {
     let site = Site::start(lab, family).await?;
     let sessions = site.sessions(GAME).await?;
     let load = site.load();
-    load.more(MANY).await?;
+    load.more(many()).await?;
 
     let backend = format!("backends/{}", BACKENDS[DRAINED]);
     for origin in Proxy::ORIGINS {
@@ -716,7 +747,7 @@ async fn listener_removed(lab: Lab, family: Family) -> Result<()> {
     let site = Site::start(lab, family).await?;
     let (game, side) = (site.sessions(GAME).await?, site.sessions(SIDE).await?);
     let load = site.load();
-    load.more(MANY).await?;
+    load.more(many()).await?;
     let edge = Proxy::Edge(0);
     let address = site.address(edge, SIDE);
     let without = Files {
@@ -750,7 +781,7 @@ async fn client_denied(lab: Lab, family: Family) -> Result<()> {
     let site = Site::start(lab, family).await?;
     let sessions = site.sessions(GAME).await?;
     let load = site.load();
-    load.more(MANY).await?;
+    load.more(many()).await?;
     let denied = site.road(0, GAME);
     let files = Files {
         deny: Some(denied.client),
@@ -789,7 +820,7 @@ async fn controlled(lab: Lab, family: Family) -> Result<()> {
     let site = Site::start(lab, family).await?;
     let sessions = site.sessions(GAME).await?;
     let load = site.load();
-    load.more(MANY).await?;
+    load.more(many()).await?;
     for proxy in Proxy::ALL {
         let (limpid, host) = (site.limpid(proxy), site.host(proxy));
         let status = limpid.json(host, "status")?;

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -45,6 +46,8 @@ const UNROUTABLE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Forwarded {
     tell: UnboundedSender<Message>,
+    /// There is a keeper: the engine `packet` is in use, or may be.
+    kept: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -67,12 +70,17 @@ enum Message {
 #[must_use]
 pub fn channel() -> (Forwarded, Told) {
     let (tell, told) = mpsc::unbounded_channel();
-    (Forwarded { tell }, Told(told))
+    let kept = Arc::new(AtomicBool::new(false));
+    let forwarded = Forwarded {
+        tell,
+        kept: Arc::clone(&kept),
+    };
+    (forwarded, Told(told, kept))
 }
 
 /// The other end of a [`Forwarded`].
 #[derive(Debug)]
-pub struct Told(UnboundedReceiver<Message>);
+pub struct Told(UnboundedReceiver<Message>, Arc<AtomicBool>);
 
 impl Forwarded {
     /// Keeps a flow until it ends.
@@ -115,8 +123,7 @@ impl Forwarded {
     pub async fn hand_over(&self, later: UnboundedSender<u64>) {
         let (done, told) = oneshot::channel();
         self.tell(Message::HandOver { later, done });
-        // An error: there is no keeper, and so no flow.
-        let _ = told.await;
+        self.answered(told).await;
     }
 
     /// The other daemon did not come: the flows are this one's again.
@@ -139,13 +146,21 @@ impl Forwarded {
     pub async fn settled(&self) {
         let (done, told) = oneshot::channel();
         self.tell(Message::Settled(done));
-        // An error: there is no keeper, and so nothing to wait for.
-        let _ = told.await;
+        self.answered(told).await;
+    }
+
+    /// Waits for the keeper's answer. Where there is none there is no flow either, and nothing to wait for.
+    async fn answered(&self, told: oneshot::Receiver<()>) {
+        if self.kept.load(Ordering::Relaxed) {
+            let _ = told.await;
+        }
     }
 
     fn tell(&self, message: Message) {
-        // Fails where there is no keeper: the engine is not in use.
-        let _ = self.tell.send(message);
+        // To nobody, where there is no keeper.
+        if self.kept.load(Ordering::Relaxed) {
+            let _ = self.tell.send(message);
+        }
     }
 }
 
@@ -206,7 +221,7 @@ impl Keeper {
     /// One that is told by `told`; `predecessor`: a daemon that was taken over is still there.
     #[must_use]
     pub fn new(
-        Told(told): Told,
+        Told(told, kept): Told,
         parts: ForwardedParts,
         resets: Option<Resets>,
         shared: Arc<Shared>,
@@ -218,6 +233,7 @@ impl Keeper {
             paths,
             steering,
         } = parts;
+        kept.store(true, Ordering::Relaxed);
         Self {
             told,
             events,

@@ -21,6 +21,7 @@ use crate::header::Identified;
 use crate::pool::{Lease, NoServer, Pool, Tried};
 use crate::registry::Flow;
 use crate::send_proxy::{Outgoing, SendProxy};
+use crate::socket_options::SideOptions;
 use crate::steering::{ClaimError, Identity, Offer, Steering};
 use crate::sys::{self, repair};
 
@@ -56,6 +57,8 @@ pub struct Connector {
     pub send_proxy: Option<SendProxy>,
     /// How long connecting may take.
     pub timeout: Duration,
+    /// What sockets of flows that keep theirs are told.
+    pub options: SideOptions,
     /// What is offered to the backend is no more than the client's side has: the engine `packet` joins
     /// the two.
     pub alike: bool,
@@ -231,7 +234,9 @@ impl Connector {
         identified: &Identified,
         header: Option<&Outgoing>,
     ) -> Result<Connected, ConnectError> {
-        let socket = new_socket(upstream).map_err(|e| ConnectError::Socket(upstream, e))?;
+        let socket = self
+            .new_socket(upstream)
+            .map_err(|e| ConnectError::Socket(upstream, e))?;
         let offer = if self.alike {
             offer(&identified.downstream)
         } else {
@@ -273,6 +278,20 @@ impl Connector {
             sent,
             took,
         })
+    }
+
+    fn new_socket(&self, upstream: Upstream) -> io::Result<TcpSocket> {
+        let socket = match upstream.socket_addr() {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // What the client sent in one piece has been sent in one piece: nothing is gained by waiting.
+        socket.set_nodelay(true)?;
+        sys::reset_on_close(&socket, true);
+        if self.options != SideOptions::default() {
+            self.options.apply(&socket).map_err(|e| e.source)?;
+        }
+        Ok(socket)
     }
 
     fn claim(
@@ -396,15 +415,4 @@ fn append_at_hand(downstream: &TcpStream, first: &mut Vec<u8>) -> io::Result<()>
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
         Err(e) => Err(e),
     }
-}
-
-fn new_socket(upstream: Upstream) -> io::Result<TcpSocket> {
-    let socket = match upstream.socket_addr() {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    // What the client sent in one piece has been sent in one piece: nothing is gained by waiting.
-    socket.set_nodelay(true)?;
-    sys::reset_on_close(&socket, true);
-    Ok(socket)
 }

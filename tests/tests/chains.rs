@@ -42,7 +42,7 @@ impl Sent {
         }
     }
 
-    /// Reads such a header off a connection; the TLVs of version 1 are none.
+    /// Reads such a header, of a client that came with none, off a connection. Returns its length, in bytes.
     async fn read(self, from: &mut TcpStream, client: SocketAddr, to: SocketAddr) -> Result<usize> {
         let plain = match self {
             Self::V1 => Version::V1,
@@ -389,7 +389,7 @@ fn counter(host: &Host, name: &str) -> Result<u64> {
         .parse()?)
 }
 
-/// Header, payload and nothing else, from the client's host.
+/// Connects from the client's host to the edge, and begins with `bytes`.
 async fn send_to_edge(net: &Topology, family: Family, bytes: &[u8]) -> Result<TcpStream> {
     let mut client = net.client.connect(net.edge_addr(family, LISTEN)).await?;
     client.write_all(bytes).await?;

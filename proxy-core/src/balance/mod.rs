@@ -1,6 +1,6 @@
 //! Which server of a pool a connection goes to, and what makes a server fit for connections.
 //!
-//! [`choose`] takes the servers as they are now, each a [`Candidate`], and a [`Method`]. [`Health`] is what
+//! [`choose()`] takes the servers as they are now, each a [`Candidate`], and a [`Method`]. [`Health`] is what
 //! is known of one server: what an operator has said of it, what checks have found, and how clients'
 //! connections to it have gone.
 //!

@@ -77,9 +77,7 @@ impl Config {
         };
         for (name, listener) in &self.listeners {
             let mut addresses = listener.listen.iter();
-            if let Some(other) =
-                addresses.find(|other| holds(**other, metrics.ip(), metrics.port()))
-            {
+            if let Some(other) = addresses.find(|other| overlap(**other, metrics.into())) {
                 let problem = Problem::MetricsOverlap {
                     other: *other,
                     listener: name.clone(),
@@ -172,7 +170,11 @@ impl Config {
                 let problem = Problem::LoopbackWithClientSource(server.target.clone());
                 findings.add(place.clone(), problem);
             }
-            let mut addresses = users.iter().flat_map(|listener| &listener.listen);
+            // What this host sends to itself comes by no other interface than its own.
+            let reachable = users
+                .iter()
+                .filter(|listener| listener.downstream_interface.is_none());
+            let mut addresses = reachable.flat_map(|listener| &listener.listen);
             if let Some(address) = addresses.find(|address| leads_to(&server.target, ip, **address))
             {
                 let problem = Problem::Loop {
@@ -371,12 +373,11 @@ fn covers(of: IpAddr, ip: IpAddr) -> bool {
     }
 }
 
-fn holds(address: ListenAddress, ip: IpAddr, port: u16) -> bool {
-    let has_port = match address.ports {
+fn holds(ports: Ports, port: u16) -> bool {
+    match ports {
         Ports::One(one) => one == port,
         Ports::Range(first, last) => (first..=last).contains(&port),
-    };
-    port != 0 && has_port && (covers(address.ip, ip) || covers(ip, address.ip))
+    }
 }
 
 /// Does a server's address lead to the listener's?
@@ -391,7 +392,7 @@ fn leads_to(target: &Target, ip: IpAddr, listen: ListenAddress) -> bool {
         Target::Host {
             port: TargetPort::Is(port),
             ..
-        } => holds(listen, ip, *port),
+        } => holds(listen.ports, *port),
         Target::Host {
             port: TargetPort::Same,
             ..

@@ -311,15 +311,16 @@ fn interfaces_keep_listeners_apart() {
 fn metrics_have_a_port_of_their_own() {
     let text = |metrics: &str| {
         format!(
-            "daemon.metrics = \"{metrics}\"\n[listeners.a]\nlisten = [\"0.0.0.0:9000-9999\"]\n[pools.a]\n\
-             upstream = [\"10.0.0.1:80\"]"
+            "daemon.metrics = \"{metrics}\"\n[listeners.a]\nlisten = [\"0.0.0.0:9000\", \
+             \"0.0.0.0:9001-9999\"]\n[pools.a]\nupstream = [\"10.0.0.1:80\"]"
         )
     };
     assert_eq!(
-        said(&text("127.0.0.1:9100")),
-        ["1:8 daemon.metrics error: `metrics` overlaps 0.0.0.0:9000-9999 of the listener `a`"]
+        said(&text("127.0.0.1:9000")),
+        ["1:8 daemon.metrics error: `metrics` overlaps 0.0.0.0:9000 of the listener `a`"]
     );
-    assert_eq!(said(&text("127.0.0.1:8100")), [""; 0]);
+    assert_eq!(said(&text("127.0.0.1:9100")), [""; 0]);
+    assert_eq!(said(&text("[::1]:9000")), [""; 0]);
 }
 
 #[test]
@@ -403,6 +404,12 @@ fn what_a_listener_cannot_do_is_said() {
         (
             "source = \"client\"\nsource-mismatch = \"proxy\"",
             "upstream = [\"[2001:db8::1]:80\"]",
+            &[],
+        ),
+        // What comes by eth0 is not what this host sends to itself.
+        (
+            "downstream-interface = \"eth0\"",
+            "upstream = [\"192.0.2.1:80\"]",
             &[],
         ),
         (

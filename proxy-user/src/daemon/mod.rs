@@ -25,7 +25,7 @@ use crate::forwarded::{self, Keeper, Told as Tidings};
 use crate::header::AcceptProxy;
 use crate::interfaces::InterfacesError;
 use crate::kernel::{Inherited, Kernel, Needs};
-use crate::listener::inherit::Inherited as Sockets;
+use crate::listener::inherit::{InheritError, Inherited as Sockets};
 use crate::listener::{self, Bound, ListenError};
 use crate::metrics::http::BindError;
 use crate::netlink::{Netlink, NetlinkError, Route};
@@ -34,7 +34,8 @@ use crate::pool::{Pool, PoolError};
 use crate::registry::Registry;
 use crate::reset::Resets;
 use crate::send_proxy::SendProxy;
-use crate::splice::{End, EnginesError, Limits};
+use crate::socket_options::SideOptions;
+use crate::splice::{End, EnginesError, Fallback, Limits};
 use crate::takeover::{self, Deed, Estate, Predecessor, Preparing, Successor, TakeOverError};
 use crate::upstream::Connector;
 
@@ -81,6 +82,9 @@ pub enum RunError {
     /// The running daemon is not taken over.
     #[error("--take-over: {0}")]
     TakeOver(#[from] TakeOverError),
+    /// The running daemon's sockets are not those to listen at.
+    #[error("--take-over: {0}")]
+    Inherit(#[from] InheritError),
     /// The running daemon's tables cannot be used.
     #[error(
         "--take-over: the tables of the running limpid have layout version {found}, this one needs \
@@ -191,11 +195,17 @@ pub async fn run(args: RunArgs, config: Config) -> Result<(), RunError> {
         inherited,
         deed,
     } = Place::of(&args, &path).await?;
-    let bound = Bound::bind(&config.listeners, &mut sockets)?;
+    let takes_over = deed.is_some();
+    let bound = Bound::bind(&config.listeners, &mut sockets);
     for unused in sockets.close_rest() {
+        // It would be closed with the other daemon, and what waits in its backlog with it. (It may be why
+        // another cannot be bound.)
+        if takes_over {
+            return Err(unused.into());
+        }
         tracing::warn!("{unused}");
     }
-    let takes_over = deed.is_some();
+    let bound = bound?;
     let mut setup = Setup {
         shared,
         kernel: Kernel::new(Pins::new(&args.bpffs.bpffs, &args.instance.instance)),
@@ -293,9 +303,20 @@ impl Setup {
     ) -> Result<Accepting, RunError> {
         let services = self.prepare(&config, &pools, inherited).await?;
         self.clamp_segments(&bound).await;
+        let metrics = config.daemon.metrics;
         let conversation = match deed {
-            Some(deed) => Some(deed.take().await?),
-            None => None,
+            Some(deed) => {
+                let conversation = deed.take().await?;
+                // The other one has let go of the address, and would not take it back.
+                if let Err(e) = self.scraped.listen(metrics, &self.shared).await {
+                    tracing::error!("{e}");
+                }
+                Some(conversation)
+            }
+            None => {
+                self.scraped.listen(metrics, &self.shared).await?;
+                None
+            }
         };
         self.kernel.take_over();
         let elders = self.kernel.elders();
@@ -339,15 +360,9 @@ impl Setup {
             self.shared.runs_in_kernel(in_kernel);
         }
         let services = self.services(config, pools)?;
-        let config::Daemon {
-            metrics,
-            access_log,
-            access_log_format,
-            ..
-        } = &config.daemon;
-        self.scraped.listen(*metrics, &self.shared).await?;
+        let (target, format) = (&config.daemon.access_log, config.daemon.access_log_format);
         let observer = self.shared.registry.observer();
-        observer.log_to(access_log, *access_log_format)?;
+        observer.log_to(target, format)?;
         Ok(services)
     }
 
@@ -365,6 +380,9 @@ impl Setup {
         let services = self.prepare(&config, &pools, None).await?;
         self.clamp_segments(&bound).await;
         self.keep_forwarded()?;
+        self.scraped
+            .listen(config.daemon.metrics, &self.shared)
+            .await?;
         let listeners = bound.open()?;
         accepting.pause().await;
         self.shared.serves(config, pools, &services);
@@ -400,7 +418,10 @@ impl Setup {
             else {
                 continue; // The configuration was checked.
             };
-            let engines = self.kernel.engines(listener.splice)?;
+            let mut engines = self.kernel.engines(listener.splice)?;
+            if listener.fast_open.is_some() {
+                engines = engines.without_packet(Fallback::FastOpen);
+            }
             let connector = Connector {
                 source: self
                     .kernel
@@ -409,6 +430,7 @@ impl Setup {
                 retries: settings.retries.get() as usize,
                 send_proxy: SendProxy::of(settings),
                 timeout: settings.connect_timeout.get(),
+                options: SideOptions::upstream(settings),
                 alike: engines.has_packet(),
             };
             let service = Service {
@@ -490,7 +512,9 @@ impl Daemon {
             () = control.serve(shared) => {}
             () = setup.kernel.tend(&setup.netlink, |_| ()) => {}
         }
-        setup.kernel.tear_down().await
+        setup.kernel.tear_down().await?;
+        setup.shared.registry.observer().flush().await;
+        Ok(())
     }
 
     /// Serves until a signal comes, or another daemon has taken over.
@@ -553,6 +577,7 @@ impl Daemon {
     /// Leaves flows and pins to a daemon that is ready for them.
     async fn hand_over(&mut self, candidate: Preparing) -> Option<Successor> {
         self.accepting.pause().await;
+        self.setup.scraped = Scraped::default();
         let (later, told) = mpsc::unbounded_channel();
         self.setup.shared.forwarded.hand_over(later).await;
         match candidate.succeed(told).await {
@@ -569,6 +594,11 @@ impl Daemon {
                 tracing::warn!("the limpid that was to take over is gone: {e}");
                 self.setup.shared.forwarded.take_back();
                 self.accepting.resume();
+                let shared = &self.setup.shared;
+                let metrics = shared.config().daemon.metrics;
+                if let Err(e) = self.setup.scraped.listen(metrics, shared).await {
+                    tracing::error!("{e}");
+                }
                 None
             }
         }
@@ -605,11 +635,13 @@ impl Daemon {
         let config = self.setup.shared.config();
         let mut ended = 0;
         for flow in self.setup.shared.registry.list() {
-            let why = match (config.listener_at(flow.called), flow.client.get()) {
+            // One that was adopted from a listener that nobody knows is nobody's.
+            let Some(name) = flow.listener() else {
+                continue;
+            };
+            let why = match (config.listeners.get(name), flow.client.get()) {
                 (None, _) => End::ListenerGone,
-                (Some((_, listener)), Some(client)) if !listener.allows(*client) => {
-                    End::NoLongerAllowed
-                }
+                (Some(listener), Some(client)) if !listener.allows(*client) => End::NoLongerAllowed,
                 (Some(_), _) => continue,
             };
             ended += usize::from(self.setup.shared.end(flow.id, why));

@@ -129,9 +129,11 @@ impl Shared {
             if let Some(service) = services.get(name) {
                 service.admission.reconfigure(listener);
             }
+            self.registry.observer().metrics().listens(name);
         }
         let admissions = services.iter();
-        let admissions = admissions.map(|(name, service)| (name.clone(), service.admission.clone()));
+        let admissions =
+            admissions.map(|(name, service)| (name.clone(), service.admission.clone()));
         self.admissions.store(Arc::new(admissions.collect()));
         self.config.store(Arc::new(config));
         self.pools.store(Arc::new(pools));

@@ -8,16 +8,17 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proxy_core::address::{Client, Destination, Upstream};
+use proxy_core::address::Upstream;
 use proxy_core::balance::Policy;
-use proxy_core::header::{Addresses, Checksum, EncodeError, Subject, encode_v1, encode_v2};
+use proxy_core::header::EncodeError;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
 use super::server::Server;
-use crate::config::{Pool, SendProxy};
+use crate::config::Pool;
+use crate::send_proxy::SendProxy;
 
 /// The first checks are spread over no more than this.
 const FIRST_WITHIN: Duration = Duration::from_secs(2);
@@ -27,7 +28,7 @@ const FIRST_WITHIN: Duration = Duration::from_secs(2);
 pub(super) struct Checking {
     interval: Duration,
     timeout: Duration,
-    header: Option<(SendProxy, Checksum)>,
+    header: Option<SendProxy>,
     policy: Policy,
 }
 
@@ -51,15 +52,10 @@ pub(super) enum CheckError {
 impl Checking {
     /// As `pool` says; `None`: not at all.
     pub(super) fn new(pool: &Pool, policy: Policy) -> Option<Self> {
-        let checksum = if pool.send_proxy_crc32c {
-            Checksum::Compute
-        } else {
-            Checksum::Omit
-        };
         Some(Self {
             interval: pool.check_interval?.get(),
             timeout: pool.check_timeout.get(),
-            header: pool.send_proxy.map(|version| (version, checksum)),
+            header: SendProxy::of(pool),
             policy,
         })
     }
@@ -92,17 +88,9 @@ impl Checking {
     async fn connect(self, upstream: Upstream) -> Result<TcpStream, CheckError> {
         let connecting = TcpStream::connect(upstream.socket_addr());
         let mut stream = connecting.await.map_err(CheckError::Connect)?;
-        if let Some((version, checksum)) = self.header {
-            let header = match version {
-                SendProxy::V1 => {
-                    let own = stream.local_addr().map_err(CheckError::Connect)?;
-                    encode_v1(Subject::Client(Addresses {
-                        client: Client::new(own),
-                        destination: Destination::new(upstream.socket_addr()),
-                    }))?
-                }
-                SendProxy::V2 => encode_v2(Subject::OwnAccount, [], checksum)?,
-            };
+        if let Some(send_proxy) = self.header {
+            let own = stream.local_addr().map_err(CheckError::Connect)?;
+            let header = send_proxy.own_account(own, upstream)?;
             stream.write_all(&header).await.map_err(CheckError::Send)?;
         }
         Ok(stream)

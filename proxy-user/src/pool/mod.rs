@@ -348,13 +348,13 @@ impl Pool {
         }
         // Those that have left may come back.
         for left in servers.left.iter().filter_map(Weak::upgrade) {
-            if left.name() == server {
+            if left.is_called(server) {
                 left.set(admin, policy);
             }
         }
         let mut count = 0;
         for member in &servers.members {
-            if member.server.name() == server || member.server.to_string() == server {
+            if member.server.is_called(server) {
                 member.server.set(admin, policy);
                 count += 1;
             }

@@ -279,7 +279,10 @@ impl Names {
                 Err(e) => {
                     let unknown = !matches!(e, LookupError::Absent(_));
                     failed = failed.map(|failed| failed || unknown);
-                    error = Some(e);
+                    // One that may be there says more than one that is not.
+                    if unknown || error.is_none() {
+                        error = Some(e);
+                    }
                     continue;
                 }
             };

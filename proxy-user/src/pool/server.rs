@@ -156,6 +156,14 @@ impl Server {
         *self.name == *name && self.endpoint == endpoint
     }
 
+    /// Is `text` its name, or `NAME/ADDRESS`?
+    pub(super) fn is_called(&self, text: &str) -> bool {
+        *self.name == *text
+            || text.split_once('/').is_some_and(|(name, endpoint)| {
+                *self.name == *name && self.endpoint.to_string() == endpoint
+            })
+    }
+
     pub(super) fn is_checked(&self) -> bool {
         lock(&self.health).admin() != Admin::Down
     }
@@ -241,10 +249,15 @@ impl Server {
     }
 }
 
-/// `NAME/ADDRESS`, by which [`Pool::set`](super::Pool::set) knows it.
+/// `NAME/ADDRESS`, or the address alone where that is the name.
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.name, self.endpoint)
+        let endpoint = self.endpoint.to_string();
+        if *self.name == *endpoint {
+            f.write_str(&endpoint)
+        } else {
+            write!(f, "{}/{endpoint}", self.name)
+        }
     }
 }
 

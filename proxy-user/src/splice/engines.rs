@@ -98,6 +98,8 @@ pub enum Fallback {
     /// A peer's window is smaller than the unit that the other side counts it in (`tcp_rmem` allows
     /// buffers of a GiB, say).
     WindowTooSmall,
+    /// Its listener accepts data with the SYN (`--fast-open`).
+    FastOpen,
     /// Another flow is still in the tables with the same addresses and ports.
     TupleTaken,
     /// The tables are full.
@@ -123,6 +125,7 @@ impl Fallback {
             Self::OptionsDiffer => "options-differ",
             Self::SegmentsDiffer => "segments-differ",
             Self::WindowTooSmall => "window-too-small",
+            Self::FastOpen => "fast-open",
             Self::TupleTaken => "tuple-taken",
             Self::TableFull => "table-full",
             Self::SocketRefused => "socket-refused",
@@ -166,8 +169,8 @@ pub enum EnginesError {
 /// The engines of this daemon.
 #[derive(Debug)]
 pub struct Engines {
-    /// `None`: it is not to be used, or cannot be.
-    packet: Option<Arc<PacketEngine>>,
+    /// `Err(None)`: it was not asked for, or cannot be had here.
+    packet: Result<Arc<PacketEngine>, Option<Fallback>>,
     /// `Err(None)`: copying is what was asked for.
     sockmap: Result<Arc<Sockmap>, Option<Fallback>>,
 }
@@ -198,7 +201,7 @@ impl Engines {
             (Choice::Sockmap, Trust::Trusted) => Ok(load()?),
         };
         Ok(Self {
-            packet: None,
+            packet: Err(None),
             sockmap,
         })
     }
@@ -206,17 +209,25 @@ impl Engines {
     /// With the engine `packet` before the others.
     #[must_use]
     pub fn with_packet(self, packet: Option<Arc<PacketEngine>>) -> Self {
+        let packet = packet.ok_or(None);
+        Self { packet, ..self }
+    }
+
+    /// Without it, for this reason, if it was among them.
+    #[must_use]
+    pub fn without_packet(self, reason: Fallback) -> Self {
+        let packet = self.packet.and(Err(Some(reason)));
         Self { packet, ..self }
     }
 
     /// Is the engine `packet` among them?
     #[must_use]
     pub fn has_packet(&self) -> bool {
-        self.packet.is_some()
+        self.packet.is_ok()
     }
 
-    pub(super) fn packet(&self) -> Option<&PacketEngine> {
-        self.packet.as_deref()
+    pub(super) fn packet(&self) -> Result<&PacketEngine, Option<Fallback>> {
+        self.packet.as_deref().map_err(|reason| *reason)
     }
 
     pub(super) fn sockmap(&self) -> Result<&Arc<Sockmap>, Option<Fallback>> {

@@ -111,14 +111,16 @@ pub async fn run(
         progress,
         stop,
     };
-    if let Some(engine) = engines.packet() {
-        match packet::run(engine, flow, identity).await {
+    match engines.packet() {
+        Ok(engine) => match packet::run(engine, flow, identity).await {
             Ok(forwarding) => return Spliced::Forwarded(forwarding),
             Err((back, fallback)) => {
                 progress.fell_back(fallback);
                 flow = back;
             }
-        }
+        },
+        Err(Some(fallback)) => progress.fell_back(fallback),
+        Err(None) => {}
     }
     // As long as a socket may be all that there is of the flow, its end is the flow's: in order.
     for socket in [&flow.downstream, &flow.upstream] {

@@ -278,8 +278,9 @@ async fn refusals_have_reasons() {
     assert_eq!(pool.set(two, Admin::Down), Ok(1));
     assert_eq!(states(&pool), [State::Drain, State::Disabled]);
     assert_eq!(pick(&pool).unwrap_err(), NoServer::AllDrained);
-    assert_eq!(pool.set(one, Admin::Ready), Ok(1));
+    assert_eq!(pool.set(&format!("{one}/{one}"), Admin::Ready), Ok(1));
     assert_eq!(picked(&pool), one);
+    assert!(pool.set(&format!("{one}/{two}"), Admin::Ready).is_err());
     let unknown = pool.set("three", Admin::Drain).unwrap_err().to_string();
     assert!(
         unknown.contains("\"three\"") && unknown.contains(one),

@@ -182,6 +182,11 @@ async fn failures_are_told_from_answers() {
     let located = locate(&resolver, "_game._tcp.test").await.unwrap();
     assert_eq!(located.places.len(), 2);
     assert!(located.v4_failed && located.v6_failed);
+    // Where none is known, it is not that there is none.
+    let records = [srv(0, 1, 1, "bad.test"), srv(0, 1, 2, "none.test")];
+    dns.set("_game._tcp.test", 60, records);
+    let found = locate(&resolver, "_game._tcp.test").await;
+    assert!(matches!(found, Err(LookupError::Failed(..))), "{found:?}");
 }
 
 #[tokio::test]

@@ -2,7 +2,9 @@
 
 mod haproxy;
 mod limpid;
+pub mod load;
 mod nginx;
+pub mod service;
 
 pub use haproxy::{Connection, Haproxy};
 pub use limpid::{AccessLine, Engine, Limpid, Options, limpid_binary, run, show};

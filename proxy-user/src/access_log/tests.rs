@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
-use proxy_core::address::{Client, Peer, Upstream};
+use proxy_core::address::{Client, Listener, Peer, Upstream};
 use serde_json::Value;
 
 use super::sink::{Datagrams, Stream};
@@ -21,7 +21,8 @@ use crate::registry::{Flow, Registry};
 use crate::splice::{End, EngineKind, Side};
 
 fn flow_of(peer: &str) -> Arc<Flow> {
-    Registry::default().open(Peer::new(peer.parse().expect("an address")))
+    let called = Listener::new("192.0.2.2:2".parse().expect("an address"));
+    Registry::default().open(Peer::new(peer.parse().expect("an address")), called)
 }
 
 /// A moment that the host's clock has shown, with its milliseconds.
@@ -289,7 +290,8 @@ fn a_file_that_was_renamed_is_left() {
     let registry = Registry::new(observer.clone());
     let connection = || {
         let peer = Peer::new("192.0.2.1:1".parse().expect("an address"));
-        crate::record::Record::open(&registry, &"in".parse().expect("a name"), peer)
+        let called = Listener::new("192.0.2.2:2".parse().expect("an address"));
+        crate::record::Record::open(&registry, &"in".parse().expect("a name"), peer, called)
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -480,6 +482,7 @@ fn the_documentation_has_every_end_and_its_letters() {
 
     use crate::bpf::tables::ReserveError;
     use crate::header::IdentifyError;
+    use crate::pool::NoServer;
     use crate::steering::ClaimError;
     use crate::upstream::ConnectError;
 
@@ -517,7 +520,11 @@ fn the_documentation_has_every_end_and_its_letters() {
         ConnectError::NotSteered(upstream),
         ConnectError::Send(upstream, other()),
         ConnectError::Downstream(other()),
-        ConnectError::Left(upstream),
+        ConnectError::Left,
+        ConnectError::NoServer(NoServer::NoneThere),
+        ConnectError::NoServer(NoServer::AllTried),
+        ConnectError::NoServer(NoServer::AllDown),
+        ConnectError::NoServer(NoServer::AllDrained),
     ];
     let ends = End::ALL.map(|end| (Ending::from(end), Data));
     let headers = headers.iter().map(|e| (Ending::from(e), Request));

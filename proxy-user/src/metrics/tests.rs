@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use proxy_common::flow::SteeringCounters;
-use proxy_core::address::Peer;
+use proxy_core::address::{Listener, Peer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -58,7 +58,7 @@ fn name(text: &str) -> Name {
 
 fn record(flows: &Flows) -> Record {
     let peer = Peer::new("192.0.2.1:40000".parse().expect("an address"));
-    Record::open(flows, &name("in"), peer)
+    Record::open(flows, &name("in"), peer, Listener::new(peer.socket_addr()))
 }
 
 /// A connection that bytes flow through.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use limpid_tests::net::Host;
 use limpid_tests::process::{Process, eventually};
 use limpid_tests::suite::{HAPROXY, Lab, Need, Suite};
-use proxy_core::address::{Client, Peer};
+use proxy_core::address::{Client, Listener, Peer};
 use proxy_user::config::{AccessLogFormat, LogTarget};
 use proxy_user::record::{Observer, Record};
 use proxy_user::registry::Registry;
@@ -97,7 +97,7 @@ async fn line_of_limpid(lab: &Lab) -> Result<String> {
     let observer = Observer::new(&target, AccessLogFormat::Tcplog)?;
     let registry = Registry::new(observer.clone());
     let client = "10.0.1.2:33313".parse()?;
-    let record = Record::open(&registry, &"fnt".parse()?, Peer::new(client));
+    let record = Record::open(&registry, &"fnt".parse()?, Peer::new(client), Listener::new(client));
     let flow = record.flow();
     let _ = flow.client.set(Client::new(client));
     flow.goes_to(&"bck".parse()?);

@@ -8,7 +8,7 @@ use limpid_tests::net::Host;
 use limpid_tests::process::{Process, eventually};
 use limpid_tests::suite::{Lab, Need, Suite};
 use proxy_common::flow::SteeringCounters;
-use proxy_core::address::Peer;
+use proxy_core::address::{Listener, Peer};
 use proxy_user::metrics::{Exporter, Readings, ServerState, ServerView, TableView, http};
 use proxy_user::record::Record;
 use proxy_user::registry::Registry;
@@ -70,7 +70,7 @@ fn flows() -> Result<(Registry, Record)> {
     let registry = Registry::default();
     let connection = || -> Result<Record> {
         let peer = Peer::new("192.0.2.1:40000".parse()?);
-        let record = Record::open(&registry, &"in".parse()?, peer);
+        let record = Record::open(&registry, &"in".parse()?, peer, Listener::new(peer.socket_addr()));
         let flow = record.flow();
         flow.header_took(Duration::from_micros(800));
         flow.goes_to(&"out".parse()?);

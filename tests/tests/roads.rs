@@ -423,11 +423,13 @@ async fn finish(
         .cloned()
         .collect();
     println!(
-        "{scenario}, {}: {} new connections, {} failed ({turned_away} had to take the other edge; the slowest \
-         took {slowest:.0?}); {} sessions, {} broken (the slowest answer took {longest:.0?})",
+        "{scenario}, {}: {} new connections, {} failed ({turned_away} had to take the other edge, proxies tried \
+         another server {} times; the slowest took {slowest:.0?}); {} sessions, {} broken (the slowest answer \
+         took {longest:.0?})",
         site.family,
         made.len(),
         failed.len(),
+        connect_failures(site)?,
         ended.len(),
         broken.len(),
     );
@@ -440,6 +442,19 @@ async fn finish(
         nothing_is_left(site, proxy).await?;
     }
     Ok(failed)
+}
+
+/// How often a proxy could not connect a client to a server, since it was started.
+fn connect_failures(site: &Site) -> Result<u64> {
+    let mut count = 0;
+    for proxy in Proxy::ALL {
+        let servers = site.limpid(proxy).json(site.host(proxy), "servers")?;
+        let failures = servers.as_array().into_iter().flatten();
+        count += failures
+            .filter_map(|server| server["connect_failures"].as_u64())
+            .sum::<u64>();
+    }
+    Ok(count)
 }
 
 /// Waits until a proxy has no flow, and counts none for any server. Its own servers' checks have no client.

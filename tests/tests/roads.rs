@@ -4,7 +4,7 @@
 //! Every answer is checked: the bytes, and that the backend saw the client's own address and port through
 //! both proxies. What fails is counted and printed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -594,11 +594,17 @@ async fn proxy_killed(lab: Lab, family: Family, killed: Proxy) -> Result<()> {
         ensure!(recorded, "no record of the adopted session of {client}");
     }
     ensure_open_at(gone, &failed)?;
-    if let Proxy::Edge(_) = killed {
-        let address = site.address(killed, GAME);
-        let other = failed.iter().find(|made| made.edge != address);
-        ensure!(other.is_none(), "by the other edge: {other:?}");
-    }
+    // What the other one has taken does not fail.
+    let others = match killed {
+        Proxy::Edge(_) => site.limpid(Proxy::Edge(1)).access_lines()?,
+        Proxy::Origin(_) => site.limpid(Proxy::Origin(1)).access_lines()?,
+    };
+    let taken: HashSet<String> = others.iter().filter_map(|l| l.get("client").ok()).collect();
+    let other = failed.iter().find(|made| {
+        let client = made.client.map(|client| client.to_string());
+        client.is_none_or(|client| taken.contains(&client))
+    });
+    ensure!(other.is_none(), "not by {killed}: {other:?}");
     Ok(())
 }
 

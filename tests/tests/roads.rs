@@ -4,7 +4,7 @@
 //! Every answer is checked: the bytes, and that the backend saw the client's own address and port through
 //! both proxies. What fails is counted and printed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -423,11 +423,13 @@ async fn finish(
         .cloned()
         .collect();
     println!(
-        "{scenario}, {}: {} new connections, {} failed ({turned_away} had to take the other edge; the slowest \
-         took {slowest:.0?}); {} sessions, {} broken (the slowest answer took {longest:.0?})",
+        "{scenario}, {}: {} new connections, {} failed ({turned_away} had to take the other edge, proxies tried \
+         another server {} times; the slowest took {slowest:.0?}); {} sessions, {} broken (the slowest answer \
+         took {longest:.0?})",
         site.family,
         made.len(),
         failed.len(),
+        connect_failures(site)?,
         ended.len(),
         broken.len(),
     );
@@ -440,6 +442,19 @@ async fn finish(
         nothing_is_left(site, proxy).await?;
     }
     Ok(failed)
+}
+
+/// How often a proxy could not connect a client to a server, since it was started.
+fn connect_failures(site: &Site) -> Result<u64> {
+    let mut count = 0;
+    for proxy in Proxy::ALL {
+        let servers = site.limpid(proxy).json(site.host(proxy), "servers")?;
+        let failures = servers.as_array().into_iter().flatten();
+        count += failures
+            .filter_map(|server| server["connect_failures"].as_u64())
+            .sum::<u64>();
+    }
+    Ok(count)
 }
 
 /// Waits until a proxy has no flow, and counts none for any server. Its own servers' checks have no client.
@@ -579,11 +594,17 @@ async fn proxy_killed(lab: Lab, family: Family, killed: Proxy) -> Result<()> {
         ensure!(recorded, "no record of the adopted session of {client}");
     }
     ensure_open_at(gone, &failed)?;
-    if let Proxy::Edge(_) = killed {
-        let address = site.address(killed, GAME);
-        let other = failed.iter().find(|made| made.edge != address);
-        ensure!(other.is_none(), "by the other edge: {other:?}");
-    }
+    // What the other one has taken does not fail.
+    let others = match killed {
+        Proxy::Edge(_) => site.limpid(Proxy::Edge(1)).access_lines()?,
+        Proxy::Origin(_) => site.limpid(Proxy::Origin(1)).access_lines()?,
+    };
+    let taken: HashSet<String> = others.iter().filter_map(|l| l.get("client").ok()).collect();
+    let other = failed.iter().find(|made| {
+        let client = made.client.map(|client| client.to_string());
+        client.is_none_or(|client| taken.contains(&client))
+    });
+    ensure!(other.is_none(), "not by {killed}: {other:?}");
     Ok(())
 }
 

@@ -56,6 +56,8 @@ impl Road {
 pub struct Made {
     /// The edge that took it, or was tried last.
     pub edge: SocketAddr,
+    /// Its client's address and port; `None`: no edge took it.
+    pub client: Option<SocketAddr>,
     /// When its client first tried to connect.
     pub begun: Instant,
     /// From then to its end.
@@ -134,16 +136,21 @@ impl Load {
 async fn call(client: IpAddr, edges: &[SocketAddr], round: usize, seed: u64) -> Made {
     let begun = Instant::now();
     let mut refused = 0;
+    let mut local = None;
     let (edge, outcome) = loop {
         let edge = edges[(round + refused) % edges.len()];
         match (Road { client, edge }).connect().await {
-            Ok(stream) => break (edge, converse(stream, seed).await),
+            Ok(stream) => {
+                local = stream.local_addr().ok();
+                break (edge, converse(stream, seed).await);
+            }
             Err(e) if refused + 1 == edges.len() => break (edge, Err(e.into())),
             Err(_) => refused += 1,
         }
     };
     Made {
         edge,
+        client: local,
         begun,
         took: begun.elapsed(),
         refused,

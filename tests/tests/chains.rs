@@ -346,7 +346,7 @@ async fn with_the_first_payload(
     let mut limpid = edge(&lab, &net, sent, family, engine)?;
 
     // What is there before limpid looks is at hand.
-    limpid.process().signal(Signal::SIGSTOP)?;
+    limpid.process().stop()?;
     let called = net.edge_addr(family, LISTEN);
     let mut client = net.client.connect(called).await?;
     let first = Flow::new(FIRST, 1);

@@ -15,9 +15,6 @@ use crate::splice::Choice;
 /// What the PROXY protocol asks a receiver to wait for a header at least (section 2).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The networks that hold everyone.
-const ANYONE: [&str; 2] = ["0.0.0.0/0", "::/0"];
-
 /// IFNAMSIZ, less the NUL.
 const INTERFACE_NAME: usize = 15;
 
@@ -223,11 +220,6 @@ fn check_header(place: &Place, listener: &Listener, findings: &mut Findings) {
     if listener.accept_proxy {
         if listener.trust.is_empty() {
             findings.add(place.key("accept-proxy"), Problem::NoTrust);
-        }
-        for (index, network) in listener.trust.iter().enumerate() {
-            if ANYONE.contains(&network.to_string().as_str()) {
-                findings.add(place.key("trust").at(index), Problem::TrustAnyone(*network));
-            }
         }
         if listener.header_timeout.get() < HEADER_TIMEOUT {
             let problem = Problem::ShortHeaderTimeout(listener.header_timeout);

@@ -134,8 +134,6 @@ pub enum Problem {
     ShortHeaderTimeout(Time),
     /// The engine does not take data that came with the SYN.
     FastOpenWithPacket,
-    /// Anybody can claim to be anyone.
-    TrustAnyone(Network),
     /// An option that changes nothing.
     NoEffect {
         /// The option.
@@ -177,7 +175,6 @@ impl Problem {
             Self::PoolUnused(_)
             | Self::ShortHeaderTimeout(_)
             | Self::FastOpenWithPacket
-            | Self::TrustAnyone(_)
             | Self::NoEffect { .. }
             | Self::LimitUnreachable { .. }
             | Self::FamiliesDiffer => Severity::Warning,
@@ -237,9 +234,6 @@ impl Problem {
                 option("fast-open"),
                 option("splice")
             ),
-            Self::TrustAnyone(network) => {
-                format!("with {network} anyone can claim to be any client")
-            }
             Self::NoEffect {
                 option: name,
                 without,
@@ -331,9 +325,6 @@ impl Problem {
                 "leave {} out, or choose another engine",
                 form.option("fast-open")
             ),
-            Self::TrustAnyone(_) => {
-                "name the networks of the proxies in front, unless a firewall lets in nobody else".to_owned()
-            }
             Self::FamiliesDiffer => format!(
                 "with {} servers see the proxy's address instead",
                 form.setting(Setting("source-mismatch", Some("proxy")))

@@ -97,7 +97,12 @@ async fn line_of_limpid(lab: &Lab) -> Result<String> {
     let observer = Observer::new(&target, AccessLogFormat::Tcplog)?;
     let registry = Registry::new(observer.clone());
     let client = "10.0.1.2:33313".parse()?;
-    let record = Record::open(&registry, &"fnt".parse()?, Peer::new(client), Listener::new(client));
+    let record = Record::open(
+        &registry,
+        &"fnt".parse()?,
+        Peer::new(client),
+        Listener::new(client),
+    );
     let flow = record.flow();
     let _ = flow.client.set(Client::new(client));
     flow.goes_to(&"bck".parse()?);

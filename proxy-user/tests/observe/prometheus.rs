@@ -70,7 +70,12 @@ fn flows() -> Result<(Registry, Record)> {
     let registry = Registry::default();
     let connection = || -> Result<Record> {
         let peer = Peer::new("192.0.2.1:40000".parse()?);
-        let record = Record::open(&registry, &"in".parse()?, peer, Listener::new(peer.socket_addr()));
+        let record = Record::open(
+            &registry,
+            &"in".parse()?,
+            peer,
+            Listener::new(peer.socket_addr()),
+        );
         let flow = record.flow();
         flow.header_took(Duration::from_micros(800));
         flow.goes_to(&"out".parse()?);

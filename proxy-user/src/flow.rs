@@ -42,7 +42,7 @@ pub struct Service {
 }
 
 /// Takes a connection to its end, or to where it goes on without sockets. What ends its flow early
-/// ([`Flow::end`]) resets both sides.
+/// ([`crate::registry::Flow::end`]) resets both sides.
 pub async fn serve(service: Arc<Service>, accepted: Accepted) {
     let mut record = Record::open(
         &service.registry,

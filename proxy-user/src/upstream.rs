@@ -171,14 +171,14 @@ impl ConnectError {
 
     /// May it go better with another server? Nothing has been sent to this one.
     fn is_only_here(&self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::Connect(..)
-            | Self::Timeout(..)
-            | Self::NoReply { .. }
-            | Self::NotSteered(_)
-            | Self::Claim(ClaimError::PortsTaken { .. } | ClaimError::ClientAddress { .. }) => true,
-            _ => false,
-        }
+                | Self::Timeout(..)
+                | Self::NoReply { .. }
+                | Self::NotSteered(_)
+                | Self::Claim(ClaimError::PortsTaken { .. } | ClaimError::ClientAddress { .. })
+        )
     }
 }
 

@@ -1,6 +1,6 @@
 //! The access log: one line a connection.
 //!
-//! * [`line`]: what is told of a connection. [`termination`]: how it ended, in HAProxy's two letters.
+//! * [`mod@line`]: what is told of a connection. [`termination`]: how it ended, in HAProxy's two letters.
 //! * [`json`], [`logfmt`], [`tcplog`]: the formats. [`time`]: dates in them.
 //! * [`frame`]: what a target wants around a line.
 //! * [`writer`]: a thread and its queue, so that a slow disk never stops the data path. [`sink`]: where it

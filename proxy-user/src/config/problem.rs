@@ -3,7 +3,6 @@
 
 use std::fmt;
 
-use proxy_core::network::Network;
 use thiserror::Error;
 
 use super::place::Place;

@@ -8,6 +8,7 @@ use super::{FlowView, ListenerView, ServerView, StatusView};
 use crate::daemon::shared::Shared;
 use crate::pool::{self, Pool};
 use crate::registry::Flow;
+use crate::splice::EngineKind;
 
 pub(super) fn status(shared: &Shared) -> StatusView {
     let config = shared.config();
@@ -15,7 +16,7 @@ pub(super) fn status(shared: &Shared) -> StatusView {
     let mut by_engine = BTreeMap::new();
     let mut by_listener = BTreeMap::new();
     for flow in &flows {
-        let engine = flow.progress.engine().map(|engine| engine.label());
+        let engine = flow.progress.engine().map(EngineKind::label);
         *by_engine
             .entry(engine.unwrap_or_else(|| flow.state()).to_owned())
             .or_insert(0) += 1;

@@ -51,7 +51,7 @@ impl Readings for Read {
         let pools = self.0.pools();
         let views = pools.iter().flat_map(|(name, pool)| {
             let servers = pool.servers().into_iter();
-            servers.map(move |server| view(name.as_str(), server))
+            servers.map(move |server| view(name.as_str(), &server))
         });
         views.collect()
     }
@@ -73,7 +73,7 @@ impl Readings for Read {
     }
 }
 
-fn view(pool: &str, server: pool::ServerView) -> ServerView {
+fn view(pool: &str, server: &pool::ServerView) -> ServerView {
     ServerView {
         pool: pool.to_owned(),
         server: server.name.to_string(),

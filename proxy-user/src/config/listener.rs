@@ -118,11 +118,12 @@ pub struct Listener {
     #[arg(long, value_name = "N")]
     pub max_connections: Option<Within<1, { u32::MAX }>>,
 
-    /// Connections that one client address may have open at once; more are refused [default: any number].
+    /// Connections that one client address (of IPv6: one /64) may have open at once; more are refused
+    /// [default: any number].
     #[arg(long, value_name = "N")]
     pub max_connections_per_client: Option<Within<1, { u32::MAX }>>,
 
-    /// New connections that one client address may make, as `N/s`, `N/m` or `N/h`; more are refused
+    /// New connections that one client address (of IPv6: one /64) may make, as `N/s`, `N/m` or `N/h`; more are refused
     /// [default: any number].
     #[arg(long, value_name = "RATE")]
     pub max_rate_per_client: Option<Rate>,

@@ -4,12 +4,14 @@
 
 use std::sync::Arc;
 
+use proxy_core::address::Client;
 use tokio::io::Interest;
+use tokio::net::TcpStream;
 
 use crate::admission::Admission;
 use crate::config::{Name, Refuse};
 use crate::forwarded::Forwarded;
-use crate::header::{self, AcceptProxy, Identified};
+use crate::header::{self, AcceptProxy};
 use crate::listener::Accepted;
 use crate::record::{Ending, Record};
 use crate::registry::Registry;
@@ -53,18 +55,18 @@ pub async fn serve(service: Arc<Service>, accepted: Accepted) {
     let flow = Arc::clone(record.flow());
     // Until both sides are connected, whatever ends the flow early is a failure to its client.
     sys::reset_on_close(&accepted.stream, true);
-    let opened = flow
-        .stop
-        .run_until_cancelled(open(&service, accepted, &mut record));
-    let end = match opened.await {
+    // In a box: it needs more memory than an open flow does, and gives that back.
+    let opening = Box::pin(open(&service, accepted, &mut record));
+    let opened = flow.stop.run_until_cancelled(opening).await;
+    let end = match opened {
         None => End::Stopped.into(),
         Some(Err(end)) => end,
-        Some(Ok((identified, mut connected))) => {
+        Some(Ok((downstream, client, mut connected))) => {
             let age = u64::try_from(flow.accepted.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let legs = splice::Connected {
-                downstream: identified.downstream,
+                downstream,
                 accepted_ns: sys::monotonic_ns().saturating_sub(age),
-                client: identified.client,
+                client,
                 upstream: connected.stream,
                 identity: connected.identity.as_mut(),
             };
@@ -91,12 +93,13 @@ pub async fn serve(service: Arc<Service>, accepted: Accepted) {
     record.close(stopped.map_or(end, Ending::from));
 }
 
-/// Header, admission and upstream: everything until bytes can flow.
+/// Header, admission and upstream: everything until bytes can flow. Returns the client's side, whom it is for,
+/// and the backend's side.
 async fn open(
     service: &Service,
     accepted: Accepted,
     record: &mut Record,
-) -> Result<(Identified, Connected), Ending> {
+) -> Result<(TcpStream, Client, Connected), Ending> {
     let Accepted {
         stream,
         peer,
@@ -124,5 +127,5 @@ async fn open(
     flow.connect_took(connected.took);
     flow.progress.sent_up(connected.sent);
     record.served_by(lease);
-    Ok((identified, connected))
+    Ok((identified.downstream, identified.client, connected))
 }

@@ -8,7 +8,7 @@ use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
-use proxy_common::flow::{HANDING_OVER, Record, SEEN_FIN, SEEN_RST, SETTLED};
+use proxy_common::flow::{Record, SEEN_FIN, SEEN_RST, SETTLED};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
@@ -42,7 +42,6 @@ pub(super) async fn run(
     };
     let end = loop {
         let work = guard.work(engine, &flow, number, &record).await;
-        // Killed from here on, the daemon leaves the flow as it is.
         for socket in sockets {
             let _ = repair::enter(socket);
         }
@@ -50,14 +49,14 @@ pub(super) async fn run(
         if let Err(end) = work {
             break Some(end);
         }
-        record.state = SETTLED;
-        engine.table.record(number, record);
         sleep(SETTLE).await;
         if matches!(work, Ok(Work::Pointless)) || !sockets.into_iter().any(has_arrived) {
+            // Killed from here on, the daemon leaves the flow as it is. Not earlier: what arrives at a socket
+            // is acknowledged, and nobody would hand it over or send it again.
+            record.state = SETTLED;
+            engine.table.record(number, record);
             break None;
         }
-        record.state = HANDING_OVER;
-        engine.table.record(number, record);
         for socket in sockets {
             let _ = repair::leave(socket);
         }

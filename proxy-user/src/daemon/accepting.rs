@@ -94,13 +94,7 @@ impl Accepting {
 
     /// Lets clients send no larger segments than `bytes`.
     pub fn clamp_segments(&self, bytes: u32) {
-        for socket in self.listeners.sockets() {
-            if let Err(e) = listener::clamp_segments(socket, bytes) {
-                tracing::warn!(
-                    "{socket}: clients may send segments larger than {bytes} bytes: {e}"
-                );
-            }
-        }
+        listener::clamp_segments(self.listeners.descriptors(), bytes);
     }
 }
 

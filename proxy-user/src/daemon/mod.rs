@@ -31,7 +31,6 @@ use crate::metrics::http::BindError;
 use crate::netlink::{Netlink, NetlinkError, Route};
 use crate::pool::resolve::Resolver;
 use crate::pool::{Pool, PoolError};
-use crate::registry::Registry;
 use crate::reset::Resets;
 use crate::send_proxy::SendProxy;
 use crate::socket_options::SideOptions;
@@ -183,8 +182,6 @@ pub async fn run(args: RunArgs, config: Config, passed: Sockets) -> Result<(), R
     let shared = Arc::new(Shared::new(
         args.instance.instance.clone(),
         args.config.clone(),
-        config.clone(),
-        Registry::default(),
         forwarded,
         flows_for(descriptors),
         orders,
@@ -334,13 +331,8 @@ impl Setup {
 
     /// Lets clients send no larger segments than fit on the way to the backends.
     async fn clamp_segments(&self, bound: &Bound) {
-        let Some(largest) = self.kernel.largest_segment(&self.netlink).await else {
-            return;
-        };
-        for socket in bound.sockets() {
-            if let Err(e) = listener::clamp_segments(&socket, largest) {
-                tracing::warn!("clients may send segments larger than {largest} bytes: {e}");
-            }
+        if let Some(largest) = self.kernel.largest_segment(&self.netlink).await {
+            listener::clamp_segments(bound.sockets(), largest);
         }
     }
 

@@ -72,13 +72,11 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// That of a daemon which serves `config` and takes `orders`.
+    /// That of a daemon which takes `orders`, and serves nothing yet.
     #[must_use]
     pub fn new(
         instance: String,
         file: Option<PathBuf>,
-        config: Config,
-        registry: Registry,
         forwarded: Forwarded,
         places: usize,
         orders: UnboundedSender<Order>,
@@ -87,13 +85,13 @@ impl Shared {
             instance,
             file,
             started: Instant::now(),
-            registry,
+            registry: Registry::default(),
             forwarded,
             serving: TaskTracker::new(),
             places: Arc::new(Semaphore::new(places)),
             pools: ArcSwap::default(),
             admissions: ArcSwap::default(),
-            config: ArcSwap::from_pointee(config),
+            config: ArcSwap::default(),
             in_kernel: OnceLock::new(),
             orders: Mutex::new(Some(orders)),
         }
@@ -195,7 +193,7 @@ impl Shared {
         }
     }
 
-    /// Does it accept connections?
+    /// Does it accept no connections any more?
     #[must_use]
     pub fn is_ending(&self) -> bool {
         lock(&self.orders).is_none()

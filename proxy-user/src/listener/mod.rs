@@ -373,6 +373,15 @@ fn bind_at(bind: &Bind, at: SocketAddr) -> Result<Socket, ListenError> {
 
 /// Lets clients send no larger segments than `bytes` (RFC 9293, 3.7.1): a packet of theirs becomes one on
 /// the way to a backend.
-pub fn clamp_segments(listener: &impl AsFd, bytes: u32) -> io::Result<()> {
-    SockRef::from(listener).set_tcp_mss(bytes)
+pub fn clamp_segments<'a>(sockets: impl IntoIterator<Item = BorrowedFd<'a>>, bytes: u32) {
+    for socket in sockets {
+        let socket = SockRef::from(&socket);
+        if let Err(e) = socket.set_tcp_mss(bytes) {
+            let at = socket.local_addr().ok().and_then(|at| at.as_socket());
+            tracing::warn!(
+                at = at.map(tracing::field::display),
+                "clients may send segments larger than {bytes} bytes: {e}"
+            );
+        }
+    }
 }

@@ -134,7 +134,9 @@ impl Shared {
             admissions.map(|(name, service)| (name.clone(), service.admission.clone()));
         self.admissions.store(Arc::new(admissions.collect()));
         self.config.store(Arc::new(config));
-        self.pools.store(Arc::new(pools));
+        let before = self.pools.swap(Arc::new(pools));
+        // Connections of theirs may go on for days.
+        before.values().for_each(|pool| pool.retire());
     }
 
     /// What there is where the tc programs run.

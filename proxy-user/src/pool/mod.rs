@@ -133,11 +133,11 @@ pub struct ServerView {
     pub checks: Checks,
 }
 
-/// A running pool. Its tasks end when it is dropped.
+/// A running pool. Its tasks end when it is dropped or [retired](Pool::retire).
 #[derive(Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
-    _following: Vec<AbortOnDropHandle<()>>,
+    following: Mutex<Vec<AbortOnDropHandle<()>>>,
 }
 
 /// What the pool and its tasks share.
@@ -180,7 +180,7 @@ struct Member {
     server: Arc<Server>,
     weight: u32,
     candidate: Candidate,
-    _checking: Option<AbortOnDropHandle<()>>,
+    checking: Option<AbortOnDropHandle<()>>,
 }
 
 impl AsMut<Candidate> for Member {
@@ -248,8 +248,17 @@ impl Pool {
             }),
             _ => Ok(Arc::new(Self {
                 shared,
-                _following: following,
+                following: Mutex::new(following),
             })),
+        }
+    }
+
+    /// Another pool has its place (a reload): names are not followed and servers not checked any more.
+    /// Connections that have come to it are still given servers.
+    pub fn retire(&self) {
+        lock(&self.following).clear();
+        for member in &mut lock(&self.shared.servers).members {
+            member.checking = None;
         }
     }
 
@@ -521,7 +530,7 @@ impl Shared {
                 entry: index,
                 weight,
                 candidate: Candidate::new(key, place.endpoint.ip(), backup),
-                _checking: self.check(&server),
+                checking: self.check(&server),
                 server,
             });
         }

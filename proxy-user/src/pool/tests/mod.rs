@@ -530,6 +530,20 @@ async fn received(listener: &TcpListener) -> io::Result<(SocketAddr, Vec<u8>)> {
 }
 
 #[tokio::test]
+async fn a_retired_pool_checks_nobody() {
+    let (listener, address) = listening().await;
+    let pool = start(&checked(&address, None)).await;
+    received(&listener).await.unwrap();
+    pool.retire();
+    // One may be on its way.
+    let one = timeout(Duration::from_millis(500), received(&listener)).await;
+    drop(one);
+    let another = timeout(Duration::from_millis(500), received(&listener)).await;
+    assert!(another.is_err(), "{another:?}");
+    assert_eq!(picked(&pool), address);
+}
+
+#[tokio::test]
 async fn checks_take_servers_down_and_up() {
     let (listener, address) = listening().await;
     let pool = start(&checked(&address, None)).await;

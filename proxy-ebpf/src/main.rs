@@ -5,6 +5,7 @@
 //! * [`steering`], [`syn`] (tc): the client's address on the wire, and the replies brought back.
 //! * [`forward`], [`guard`] (tc): the engine `packet`.
 //! * [`splice`] (sk_skb, socket filter): the engine `sockmap`.
+//! * [`lookup`] (sk_lookup): ranges of ports that are listened on.
 //! * [`packet`]: reading and rewriting packets.
 //! * [`maps`]: every map.
 //!
@@ -13,12 +14,13 @@
 #![no_std]
 #![no_main]
 
-use aya_ebpf::macros::{classifier, socket_filter, stream_verdict};
-use aya_ebpf::programs::{SkBuffContext, TcContext};
+use aya_ebpf::macros::{classifier, sk_lookup, socket_filter, stream_verdict};
+use aya_ebpf::programs::{SkBuffContext, SkLookupContext, TcContext};
 use proxy_common::packet::ETHERNET;
 
 mod forward;
 mod guard;
+mod lookup;
 mod maps;
 mod packet;
 mod splice;
@@ -59,6 +61,12 @@ pub fn splice_verdict(ctx: SkBuffContext) -> u32 {
 #[socket_filter]
 pub fn splice_filter(ctx: SkBuffContext) -> i64 {
     splice::filter(&ctx)
+}
+
+/// The listening socket of a connection that is none yet.
+#[sk_lookup]
+pub fn listen_range(ctx: SkLookupContext) -> u32 {
+    lookup::lookup(&ctx)
 }
 
 #[panic_handler]

@@ -1,9 +1,10 @@
 //! Every map. Sizes are defaults: the loader sets those that are configured.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash, SockMap};
 use aya_ebpf::macros::btf_map;
 use proxy_common::flow::{Connecting, Forward, Meta, Record, SteeringCounters, Translation, Tuple};
+use proxy_common::lookup::{Place, RANGES_LIMIT, Range};
 use proxy_common::splice::{Gate, Splice};
 
 use crate::forward::Scratch;
@@ -69,3 +70,16 @@ pub static SPLICES: HashMap<u64, Splice, 131_072, { BPF_F_NO_PREALLOC as usize }
 /// What userspace tells the programs about each direction; `Splice::gate` is the index.
 #[btf_map]
 pub static GATES: Array<Gate, 131_072> = Array::new();
+
+/// Ranges of ports that are listened on, the narrowest first. Written before the program is attached, and
+/// never after.
+#[btf_map]
+pub static RANGES: Array<Range, { RANGES_LIMIT as usize }> = Array::new();
+
+/// The listening socket of each range.
+#[btf_map]
+pub static SOCKETS: SockMap<{ RANGES_LIMIT as usize }> = SockMap::new();
+
+/// Where within the ranges somebody listens on a port of its own.
+#[btf_map]
+pub static LISTENING: HashMap<Place, u32, 16_384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();

@@ -4,24 +4,33 @@
 
 use std::sync::Arc;
 
-use proxy_core::address::{Listener, Peer};
+use proxy_core::address::Client;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
+use crate::config::{Name, Refuse};
 use crate::forwarded::Forwarded;
-use crate::header::{self, AcceptProxy, Identified, IdentifyError};
-use crate::record::{Ending, Record, Weight};
-use crate::registry::{Flow, Registry};
+use crate::header::{self, AcceptProxy};
+use crate::listener::Accepted;
+use crate::record::{Ending, Record};
+use crate::registry::Registry;
 use crate::splice::{self, End, Engines, Limits, Spliced};
 use crate::sys;
 use crate::upstream::{ConnectError, Connected, Connector};
 
-/// What all connections of a listener share.
+/// What all connections of a listener share, as the configuration says. A reload puts another in its place;
+/// connections keep the one that they came to.
 #[derive(Debug)]
 pub struct Service {
+    /// The listener's name.
+    pub name: Name,
     /// Who may send a header; `None` where none is expected.
     pub accept_proxy: Option<AcceptProxy>,
+    /// Which clients are let in, and how many.
+    pub admission: Admission,
+    /// How clients are refused.
+    pub refuse: Refuse,
     /// How the backend is reached.
     pub connector: Connector,
     /// What moves the bytes.
@@ -34,36 +43,30 @@ pub struct Service {
     pub registry: Registry,
 }
 
-/// An accepted connection.
-#[derive(Debug)]
-pub struct Accepted {
-    /// The connection.
-    pub stream: TcpStream,
-    /// Who connected.
-    pub peer: Peer,
-    /// The address that it connected to.
-    pub listener: Listener,
-}
-
-/// Takes a connection to its end, or to where it goes on without sockets. `stop` ends it early, with a
-/// reset to both sides.
-pub async fn serve(service: Arc<Service>, accepted: Accepted, stop: CancellationToken) {
-    let record = Record::open(&service.registry, accepted.peer);
+/// Takes a connection to its end, or to where it goes on without sockets. What ends its flow early
+/// ([`crate::registry::Flow::end`]) resets both sides.
+pub async fn serve(service: Arc<Service>, accepted: Accepted) {
+    let mut record = Record::open(
+        &service.registry,
+        &service.name,
+        accepted.peer,
+        accepted.listener,
+    );
     let flow = Arc::clone(record.flow());
     // Until both sides are connected, whatever ends the flow early is a failure to its client.
     sys::reset_on_close(&accepted.stream, true);
-    let end = match stop
-        .run_until_cancelled(open(&service, accepted, &flow))
-        .await
-    {
-        None => splice_ending(End::Stopped),
+    // In a box: it needs more memory than an open flow does, and gives that back.
+    let opening = Box::pin(open(&service, accepted, &mut record));
+    let opened = flow.stop.run_until_cancelled(opening).await;
+    let end = match opened {
+        None => End::Stopped.into(),
         Some(Err(end)) => end,
-        Some(Ok((identified, mut connected))) => {
+        Some(Ok((downstream, client, mut connected))) => {
             let age = u64::try_from(flow.accepted.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let legs = splice::Connected {
-                downstream: identified.downstream,
+                downstream,
                 accepted_ns: sys::monotonic_ns().saturating_sub(age),
-                client: identified.client,
+                client,
                 upstream: connected.stream,
                 identity: connected.identity.as_mut(),
             };
@@ -72,102 +75,57 @@ pub async fn serve(service: Arc<Service>, accepted: Accepted, stop: Cancellation
                 legs,
                 &service.limits,
                 &flow.progress,
-                stop,
+                flow.stop.clone(),
             );
             match (spliced.await, connected.identity) {
                 (Spliced::Forwarded(forwarding), Some(identity)) => {
-                    return service.forwarded.keep(record, forwarding, identity);
+                    let limits = service.limits;
+                    return service.forwarded.keep(record, forwarding, identity, limits);
                 }
                 // The engine has switched what is steered, and nothing else.
-                (Spliced::Forwarded(_), None) => splice_ending(End::Stopped),
+                (Spliced::Forwarded(_), None) => End::Stopped.into(),
                 // The identity goes only now: its entries are needed as long as its socket is open.
-                (Spliced::Ended(end), _) => splice_ending(end),
+                (Spliced::Ended(end), _) => end.into(),
             }
         }
     };
-    record.close(end);
+    let stopped = flow.ended().filter(|_| end.label == End::Stopped.label());
+    record.close(stopped.map_or(end, Ending::from));
 }
 
-/// Header and upstream: everything until bytes can flow.
+/// Header, admission and upstream: everything until bytes can flow. Returns the client's side, whom it is for,
+/// and the backend's side.
 async fn open(
     service: &Service,
     accepted: Accepted,
-    flow: &Flow,
-) -> Result<(Identified, Connected), Ending> {
+    record: &mut Record,
+) -> Result<(TcpStream, Client, Connected), Ending> {
     let Accepted {
         stream,
         peer,
         listener,
     } = accepted;
+    let flow = Arc::clone(record.flow());
     let identified = header::identify(stream, peer, service.accept_proxy.as_ref())
         .await
-        .map_err(|e| header_ending(&e))?;
+        .map_err(|e| Ending::from(&e))?;
     let _ = flow.client.set(identified.client);
-    let _ = flow.header.set(identified.took);
-    let connected = connect(&service.connector, &identified, listener, flow)
-        .await
-        .map_err(|e| connect_ending(&e))?;
-    let _ = flow.source.set(connected.source);
-    let _ = flow.connect.set(connected.took);
-    flow.progress.sent_up(connected.sent);
-    Ok((identified, connected))
-}
-
-async fn connect(
-    connector: &Connector,
-    identified: &Identified,
-    listener: Listener,
-    flow: &Flow,
-) -> Result<Connected, ConnectError> {
-    let prepared = connector.prepare(identified)?;
-    let upstream = prepared.upstream;
-    let _ = flow.upstream.set(upstream);
-    if let Some(source) = prepared.source() {
-        let _ = flow.source.set(source);
-    }
-    tokio::select! {
-        connected = connector.connect(prepared, identified, listener) => connected,
+    flow.header_took(identified.took);
+    let place = service.admission.admit(identified.client);
+    record.admitted(place.map_err(|e| {
+        sys::reset_on_close(&identified.downstream, service.refuse == Refuse::Reset);
+        Ending::refused(e.label(), e.to_string())
+    })?);
+    flow.goes_to(service.connector.pool.name());
+    let connected = tokio::select! {
+        connected = service.connector.connect(&identified, listener, &flow) => connected,
         // A FIN is no reason: the request may have come before it.
-        _ = identified.downstream.ready(Interest::ERROR) => Err(ConnectError::Left(upstream)),
-    }
-}
-
-fn header_ending(error: &IdentifyError) -> Ending {
-    let weight = match error {
-        IdentifyError::Closed(_) => Weight::Trifle,
-        IdentifyError::Untrusted
-        | IdentifyError::Refused(_)
-        | IdentifyError::Timeout(..)
-        | IdentifyError::Read(_) => Weight::Warning,
+        _ = identified.downstream.ready(Interest::ERROR) => Err(ConnectError::Left),
     };
-    Ending {
-        label: error.label(),
-        weight,
-        detail: Some(error.to_string()),
-    }
-}
-
-fn connect_ending(error: &ConnectError) -> Ending {
-    Ending {
-        label: error.label(),
-        weight: Weight::Warning,
-        detail: Some(error.to_string()),
-    }
-}
-
-/// How the end of a spliced flow is recorded.
-pub fn splice_ending(end: End) -> Ending {
-    let (weight, detail) = match end {
-        End::Finished | End::Reset(_) | End::IdleTimeout | End::HalfCloseTimeout | End::Stopped => {
-            (Weight::Normal, None)
-        }
-        End::Failed(_) | End::Unroutable(_) | End::HandoverLost => {
-            (Weight::Warning, Some(end.to_string()))
-        }
-    };
-    Ending {
-        label: end.label(),
-        weight,
-        detail,
-    }
+    let (connected, lease) = connected.map_err(|e| Ending::from(&e))?;
+    let _ = flow.source.set(connected.source);
+    flow.connect_took(connected.took);
+    flow.progress.sent_up(connected.sent);
+    record.served_by(lease);
+    Ok((identified.downstream, identified.client, connected))
 }

@@ -7,13 +7,14 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use proxy_common::flow::{
     self as layout, Forward, HANDING_OVER, LEFT, SEEN_ENDED, SEEN_FIN, SEEN_RST, SETTLED, Tuple,
 };
-use proxy_core::address::{Client, Peer, Upstream};
+use proxy_core::address::{Client, Listener, Peer, Upstream};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 use tokio::time::{Instant as TokioInstant, sleep_until};
@@ -21,11 +22,10 @@ use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue::Key;
 
 use crate::bpf::forwards::{Events, ForwardTable};
-use crate::flow::splice_ending;
+use crate::daemon::shared::Shared;
 use crate::kernel::ForwardedParts;
 use crate::paths::Paths;
 use crate::record::Record;
-use crate::registry::Registry;
 use crate::reset::Resets;
 use crate::splice::{End, EngineKind, Forwarding, Limits, Progress, Side, State};
 use crate::steering::{Identity, Steering};
@@ -46,6 +46,8 @@ const UNROUTABLE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Forwarded {
     tell: UnboundedSender<Message>,
+    /// There is a keeper: the engine `packet` is in use, or may be.
+    kept: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -53,6 +55,7 @@ enum Message {
     Keep(Box<Kept>),
     RoutesChanged,
     Stop,
+    End(u64, End),
     HandOver {
         later: UnboundedSender<u64>,
         done: oneshot::Sender<()>,
@@ -67,16 +70,21 @@ enum Message {
 #[must_use]
 pub fn channel() -> (Forwarded, Told) {
     let (tell, told) = mpsc::unbounded_channel();
-    (Forwarded { tell }, Told(told))
+    let kept = Arc::new(AtomicBool::new(false));
+    let forwarded = Forwarded {
+        tell,
+        kept: Arc::clone(&kept),
+    };
+    (forwarded, Told(told, kept))
 }
 
 /// The other end of a [`Forwarded`].
 #[derive(Debug)]
-pub struct Told(UnboundedReceiver<Message>);
+pub struct Told(UnboundedReceiver<Message>, Arc<AtomicBool>);
 
 impl Forwarded {
     /// Keeps a flow until it ends.
-    pub fn keep(&self, record: Record, forwarding: Forwarding, identity: Identity) {
+    pub fn keep(&self, record: Record, forwarding: Forwarding, identity: Identity, limits: Limits) {
         let Forwarding {
             flow,
             record: known,
@@ -89,6 +97,7 @@ impl Forwarded {
             end,
             record,
             identity,
+            limits,
             routes: Some(routes),
             deadline: None,
             unroutable: None,
@@ -105,12 +114,16 @@ impl Forwarded {
         self.tell(Message::Stop);
     }
 
+    /// Resets the flow of this number in the registry, if it has no sockets any more.
+    pub fn end(&self, id: u64, why: End) {
+        self.tell(Message::End(id, why));
+    }
+
     /// Leaves every flow to another daemon; those to come are told to `later`.
     pub async fn hand_over(&self, later: UnboundedSender<u64>) {
         let (done, told) = oneshot::channel();
         self.tell(Message::HandOver { later, done });
-        // An error: there is no keeper, and so no flow.
-        let _ = told.await;
+        self.answered(told).await;
     }
 
     /// The other daemon did not come: the flows are this one's again.
@@ -133,13 +146,21 @@ impl Forwarded {
     pub async fn settled(&self) {
         let (done, told) = oneshot::channel();
         self.tell(Message::Settled(done));
-        // An error: there is no keeper, and so nothing to wait for.
-        let _ = told.await;
+        self.answered(told).await;
+    }
+
+    /// Waits for the keeper's answer. Where there is none there is no flow either, and nothing to wait for.
+    async fn answered(&self, told: oneshot::Receiver<()>) {
+        if self.kept.load(Ordering::Relaxed) {
+            let _ = told.await;
+        }
     }
 
     fn tell(&self, message: Message) {
-        // Fails where there is no keeper: the engine is not in use.
-        let _ = self.tell.send(message);
+        // To nobody, where there is no keeper.
+        if self.kept.load(Ordering::Relaxed) {
+            let _ = self.tell.send(message);
+        }
     }
 }
 
@@ -153,6 +174,7 @@ struct Kept {
     end: Option<End>,
     record: Record,
     identity: Identity,
+    limits: Limits,
     /// [`Paths::generation`] when its ways were looked up; `None`: by another daemon.
     routes: Option<u64>,
     deadline: Option<Key>,
@@ -183,8 +205,7 @@ pub struct Keeper {
     /// `None`: nobody can be told of an end (no `CAP_NET_RAW`).
     resets: Option<Resets>,
     steering: Arc<Steering>,
-    registry: Registry,
-    limits: Limits,
+    shared: Arc<Shared>,
     flows: HashMap<u64, Kept>,
     lingering: HashMap<u64, Lingering>,
     deadlines: DelayQueue<u64>,
@@ -200,11 +221,10 @@ impl Keeper {
     /// One that is told by `told`; `predecessor`: a daemon that was taken over is still there.
     #[must_use]
     pub fn new(
-        Told(told): Told,
+        Told(told, kept): Told,
         parts: ForwardedParts,
         resets: Option<Resets>,
-        registry: Registry,
-        limits: Limits,
+        shared: Arc<Shared>,
         predecessor: bool,
     ) -> Self {
         let ForwardedParts {
@@ -213,6 +233,7 @@ impl Keeper {
             paths,
             steering,
         } = parts;
+        kept.store(true, Ordering::Relaxed);
         Self {
             told,
             events,
@@ -220,8 +241,7 @@ impl Keeper {
             paths,
             resets,
             steering,
-            registry,
-            limits,
+            shared,
             flows: HashMap::new(),
             lingering: HashMap::new(),
             deadlines: DelayQueue::new(),
@@ -241,6 +261,7 @@ impl Keeper {
                     Some(Message::Keep(kept)) => self.keep(*kept),
                     Some(Message::RoutesChanged) => self.reroute().await,
                     Some(Message::Stop) => self.stop(),
+                    Some(Message::End(id, why)) => self.end(id, why),
                     Some(Message::HandOver { later, done }) => {
                         self.hand_over(later);
                         let _ = done.send(());
@@ -276,7 +297,12 @@ impl Keeper {
             let _ = successor.send(flow);
             return;
         }
-        let (flow, end) = (kept.flow, kept.end.take());
+        let flow = kept.flow;
+        let end = match kept.end.take() {
+            // It may have been told to end while it was on its way to here.
+            None | Some(End::Stopped) => kept.record.flow().ended(),
+            end => end,
+        };
         if kept.routes != Some(self.paths.generation()) {
             // Nobody has looked after its ways meanwhile.
             self.look_again = Some(Instant::now());
@@ -304,9 +330,9 @@ impl Keeper {
         }
         let half = (down.seen | up.seen) & SEEN_FIN != 0;
         let limit = if half {
-            self.limits.half_close
+            kept.limits.half_close
         } else {
-            self.limits.idle
+            kept.limits.idle
         };
         let last = down.last_seen_ns.max(up.last_seen_ns);
         let last = if last == 0 {
@@ -421,7 +447,7 @@ impl Keeper {
         self.table.forget(flow);
         self.linger(flow, kept.known.downstream, kept.known.upstream);
         kept.identity.release();
-        kept.record.close(splice_ending(end));
+        kept.record.close(end.into());
     }
 
     fn linger(&mut self, flow: u64, downstream: Tuple, upstream: Tuple) {
@@ -438,6 +464,13 @@ impl Keeper {
         let flows: Vec<u64> = self.flows.keys().copied().collect();
         for flow in flows {
             self.abort(flow, End::Stopped);
+        }
+    }
+
+    fn end(&mut self, id: u64, why: End) {
+        let kept = self.flows.values().find(|kept| kept.record.flow().id == id);
+        if let Some(flow) = kept.map(|kept| kept.flow) {
+            self.abort(flow, why);
         }
     }
 
@@ -533,12 +566,28 @@ impl Keeper {
         let age = Duration::from_nanos(sys::monotonic_ns().saturating_sub(known.accepted_ns));
         let now = Instant::now();
         let accepted = now.checked_sub(age).unwrap_or(now);
-        let record = Record::adopt(
-            &self.registry,
+        let mut record = Record::adopt(
+            &self.shared.registry,
             Peer::new(known.downstream.source()),
+            Listener::new(known.downstream.destination()),
             accepted,
         );
-        let details = record.flow();
+        let details = Arc::clone(record.flow());
+        if let Some((listener, pool)) = self.shared.listener_at(details.called) {
+            details.came_by(&listener);
+            let client = SocketAddr::new(known.client.into(), known.client_port);
+            if let Some(place) = self.shared.place(&listener, Client::new(client)) {
+                record.admitted(place);
+            }
+            details.goes_to(&pool);
+            if let Some(lease) = self
+                .shared
+                .lease(&pool, Upstream::new(known.upstream.source()))
+            {
+                details.is_at(&lease);
+                record.served_by(lease);
+            }
+        }
         let client = SocketAddr::new(known.client.into(), known.client_port);
         let _ = details.client.set(Client::new(client));
         let _ = details.upstream.set(Upstream::new(known.upstream.source()));
@@ -555,7 +604,9 @@ impl Keeper {
             direction.forwarded(Arc::clone(&self.table), flow, key);
             direction.handed_over(handed_over);
         }
+        let limits = self.shared.limits_at(details.called);
         let identity = self.steering.adopt(flow, known.upstream);
+        details.count_from_here();
         if known.state == LEFT {
             known.state = SETTLED;
             self.table.record(flow, known);
@@ -568,6 +619,7 @@ impl Keeper {
             end: lost.then_some(End::HandoverLost),
             record,
             identity,
+            limits,
             routes: None,
             deadline: None,
             unroutable: None,

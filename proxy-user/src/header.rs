@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use proxy_core::address::{Client, Peer};
 use proxy_core::header::{Decoder, Header, Refusal, Status};
-use proxy_core::trust::TrustedPeers;
+use proxy_core::network::Networks;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -21,7 +21,7 @@ use crate::sys;
 #[derive(Clone, Debug)]
 pub struct AcceptProxy {
     /// Peers that may send one.
-    pub trusted: TrustedPeers,
+    pub trusted: Networks,
     /// The header's rules.
     pub decoder: Decoder,
     /// How long it may take, from the connection's arrival on.
@@ -116,7 +116,7 @@ async fn expect(
     accept: &AcceptProxy,
     buffer: &mut BytesMut,
 ) -> Result<Header, IdentifyError> {
-    if !accept.trusted.contains(peer) {
+    if !accept.trusted.contains(peer.ip()) {
         return Err(IdentifyError::Untrusted);
     }
     timeout(accept.timeout, read(downstream, &accept.decoder, buffer))

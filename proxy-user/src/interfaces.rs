@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
-use proxy_core::address::Upstream;
 use thiserror::Error;
 
 use crate::bpf::Bpf;
@@ -28,7 +27,7 @@ pub enum InterfacesError {
 }
 
 /// Where clients come from, if their packets are to be forwarded.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Downstream {
     /// The address that they connect to: the interfaces are those that have it.
     pub listen: IpAddr,
@@ -40,28 +39,34 @@ pub struct Downstream {
 #[derive(Debug)]
 pub struct Interfaces {
     named: Option<String>,
-    upstreams: Vec<Upstream>,
-    downstream: Option<Downstream>,
+    upstreams: Vec<IpAddr>,
+    downstream: Vec<Downstream>,
     mode: AttachMode,
     attached: BTreeMap<u32, (Interface, Place)>,
 }
 
 impl Interfaces {
-    /// Those of `upstreams`, or the one that is `named`; and those of `downstream`.
+    /// Those of the upstreams, or the one that is `named`; and those of the clients.
     #[must_use]
-    pub fn new(
-        named: Option<String>,
-        upstreams: Vec<Upstream>,
-        downstream: Option<Downstream>,
-        mode: AttachMode,
-    ) -> Self {
+    pub fn new(named: Option<String>, mode: AttachMode) -> Self {
         Self {
             named,
-            upstreams,
-            downstream,
+            upstreams: Vec::new(),
+            downstream: Vec::new(),
             mode,
             attached: BTreeMap::new(),
         }
+    }
+
+    /// Sets where clients and backends are; takes effect with [`Self::attach`].
+    pub fn between(&mut self, downstream: Vec<Downstream>, upstreams: Vec<IpAddr>) {
+        self.downstream = downstream;
+        self.lead_to(upstreams);
+    }
+
+    /// Sets where backends are; takes effect with [`Self::attach`].
+    pub fn lead_to(&mut self, upstreams: Vec<IpAddr>) {
+        self.upstreams = upstreams;
     }
 
     /// Attaches to the interfaces as they are now; programs that are still attached stay.
@@ -103,9 +108,9 @@ impl Interfaces {
     pub async fn largest_segment(&self, netlink: &Netlink) -> Option<u32> {
         let mut largest = None;
         for upstream in &self.upstreams {
-            if let Ok(Route::Via(interface)) = netlink.route(upstream.ip()).await {
+            if let Ok(Route::Via(interface)) = netlink.route(*upstream).await {
                 // IP and TCP headers without options (RFC 9293, 3.7.1).
-                let headers = if upstream.ip().is_ipv4() { 40 } else { 60 };
+                let headers = if upstream.is_ipv4() { 40 } else { 60 };
                 let segment = interface.mtu.saturating_sub(headers);
                 largest = Some(largest.map_or(segment, |other: u32| other.min(segment)));
             }
@@ -145,23 +150,23 @@ impl Interfaces {
         &self,
         netlink: &Netlink,
     ) -> Result<Vec<Interface>, InterfacesError> {
-        let Some(Downstream { listen, named }) = &self.downstream else {
-            return Ok(Vec::new());
-        };
-        let unknown = |source| InterfacesError::Unknown {
-            upstream: named.clone().unwrap_or_else(|| listen.to_string()),
-            source,
-        };
-        if let Some(name) = named {
-            return Ok(vec![netlink.interface(name).await.map_err(unknown)?]);
+        let mut wanted = Vec::new();
+        for Downstream { listen, named } in &self.downstream {
+            let unknown = |source| InterfacesError::Unknown {
+                upstream: named.clone().unwrap_or_else(|| listen.to_string()),
+                source,
+            };
+            if let Some(name) = named {
+                wanted.push(netlink.interface(name).await.map_err(unknown)?);
+                continue;
+            }
+            let found = netlink.interfaces_with_addresses().await.map_err(unknown)?;
+            let suits =
+                |addresses: &[IpAddr]| listen.is_unspecified() || addresses.contains(listen);
+            let suited = found.into_iter().filter(|(_, addresses)| suits(addresses));
+            wanted.extend(suited.map(|(interface, _)| interface));
         }
-        let found = netlink.interfaces_with_addresses().await.map_err(unknown)?;
-        let suits = |addresses: &[IpAddr]| listen.is_unspecified() || addresses.contains(listen);
-        Ok(found
-            .into_iter()
-            .filter(|(_, addresses)| suits(addresses))
-            .map(|(interface, _)| interface)
-            .collect())
+        Ok(wanted)
     }
 
     async fn upstream_interfaces(
@@ -179,7 +184,7 @@ impl Interfaces {
         let mut wanted = Vec::new();
         let mut unknown = None;
         for upstream in &self.upstreams {
-            match netlink.route(upstream.ip()).await {
+            match netlink.route(*upstream).await {
                 Ok(Route::Via(interface)) if !wanted.contains(&interface) => wanted.push(interface),
                 Ok(Route::Via(_) | Route::Local) => {}
                 Err(source) => {

@@ -1,25 +1,25 @@
 //! What the daemon has in the kernel: programs, tables, interfaces; set up, tended and removed.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::IpAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use proxy_core::address::Upstream;
-use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
-use crate::bpf::attach;
+use crate::bpf::attach::{self, AttachMode};
 use crate::bpf::forwards::{Events, ForwardTable};
 use crate::bpf::pins::{self, Elders, Pins};
-use crate::bpf::sockmap::{SockmapError, kernel_version};
+use crate::bpf::sockmap::{Sockmap, SockmapError, kernel_version};
+use crate::bpf::tables::Counters;
 use crate::bpf::{self, Bpf};
-use crate::cli::run::{MismatchArg, RunArgs};
+use crate::config::{Config, Listener, Mismatch};
 use crate::daemon::RunError;
+use crate::daemon::shared::InKernel;
 use crate::forwarded::Forwarded;
 use crate::interfaces::{Downstream, Interfaces};
-use crate::listener;
 use crate::netlink::conntrack::Conntrack;
 use crate::netlink::{self, Changes, Netlink};
 use crate::paths::Paths;
@@ -42,7 +42,10 @@ const SETTLE: Duration = Duration::from_millis(100);
 
 /// What the daemon has in the kernel; nothing, where it neither steers nor splices there.
 pub struct Kernel {
+    pins: Pins,
     bpf: Result<Bpf, String>,
+    /// Once a listener has asked for it.
+    sockmap: Option<Result<Arc<Sockmap>, Arc<SockmapError>>>,
     tc: Option<Tc>,
     changes: Changes,
     lock: Option<pins::Lock>,
@@ -51,7 +54,10 @@ pub struct Kernel {
 /// What there is where the tc programs run.
 struct Tc {
     interfaces: Interfaces,
+    /// Clients' packets are forwarded, or were.
+    forwards: bool,
     steering: Arc<Steering>,
+    counters: Arc<Counters>,
     table: Arc<ForwardTable>,
     paths: Arc<Paths>,
     /// Told of changed routes.
@@ -81,82 +87,159 @@ pub struct Inherited {
     pub steers: bool,
 }
 
-impl Kernel {
-    /// Sets up what these arguments need, and what is `inherited`. `steer`: backends see the clients'
-    /// addresses.
-    ///
-    /// A daemon that takes over shares what is pinned with the other until [`Self::take_over`].
-    pub async fn set_up(
-        args: &RunArgs,
-        steer: bool,
-        upstreams: &[Upstream],
-        netlink: &Netlink,
-        forwarded: &Forwarded,
-        inherited: Option<Inherited>,
-    ) -> Result<Self, RunError> {
-        let with = |bpf, lock| Self {
-            bpf,
-            tc: None,
-            changes: futures_util::stream::pending().boxed(),
-            lock,
-        };
-        let inherits = inherited.is_some();
-        let forwards = matches!(args.splice, Choice::Auto | Choice::Packet)
-            || inherited.as_ref().is_some_and(|theirs| theirs.steers);
-        if !steer && args.splice == Choice::Copy && !inherits {
-            return Ok(with(Err("not needed".to_owned()), None));
-        }
-        let optional = !steer && args.splice == Choice::Auto && !inherits;
-        let mut kernel = match Self::load(args, inherited) {
-            Ok((bpf, lock)) => with(Ok(bpf), Some(lock)),
-            // Without BPF one can still copy.
-            Err(e) if optional => return Ok(with(Err(e.to_string()), None)),
-            Err(e) => return Err(e),
-        };
-        if !steer && !forwards {
-            return Ok(kernel);
-        }
-        let attached = kernel.attach_tc(args, forwards, upstreams, netlink, forwarded);
-        match attached.await {
-            Ok(()) => Ok(kernel),
-            Err(e) if optional => {
-                tracing::warn!("the engine packet is not used: {e}");
-                Ok(kernel)
+/// What a configuration needs of the kernel.
+#[derive(Clone, Debug)]
+pub struct Needs {
+    /// Backends of some listener see the clients' addresses.
+    pub steer: bool,
+    /// The engines of the listeners.
+    pub engines: Vec<Choice>,
+    /// Where the listeners are.
+    pub downstream: Vec<Downstream>,
+    /// Flows that the tables have room for.
+    pub max_flows: u32,
+    /// The interface towards the backends, if it is named.
+    pub upstream_interface: Option<String>,
+    /// How programs are put on interfaces.
+    pub attach: AttachMode,
+}
+
+impl Needs {
+    /// Those of `config`.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let listeners = || config.listeners.values();
+        let mut downstream = Vec::new();
+        for listener in listeners() {
+            for address in &listener.listen {
+                let place = Downstream {
+                    listen: address.ip.to_canonical(),
+                    named: listener.downstream_interface.clone(),
+                };
+                if !downstream.contains(&place) {
+                    downstream.push(place);
+                }
             }
-            Err(e) => {
-                kernel.tear_down().await?;
-                Err(e)
-            }
+        }
+        Self {
+            steer: listeners().any(Listener::steers),
+            engines: listeners().map(|listener| listener.splice).collect(),
+            downstream,
+            max_flows: config.daemon.max_flows.get(),
+            upstream_interface: config.daemon.upstream_interface.clone(),
+            attach: config.daemon.attach,
         }
     }
 
-    fn load(args: &RunArgs, inherited: Option<Inherited>) -> Result<(Bpf, pins::Lock), RunError> {
-        let pins = Pins::new(&args.bpffs.bpffs, &args.instance.instance);
+    /// Where clients come from, if their packets are to be forwarded.
+    fn clients(&self, forwards: bool) -> Vec<Downstream> {
+        if forwards {
+            self.downstream.clone()
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn has(&self, choices: &[Choice]) -> bool {
+        self.engines.iter().any(|engine| choices.contains(engine))
+    }
+
+    /// Packets are forwarded.
+    fn forward(&self) -> bool {
+        self.has(&[Choice::Auto, Choice::Packet])
+    }
+
+    /// There is something that cannot be done without BPF.
+    fn insist(&self) -> bool {
+        self.steer || self.has(&[Choice::Packet, Choice::Sockmap])
+    }
+}
+
+impl Kernel {
+    /// Has nothing yet.
+    #[must_use]
+    pub fn new(pins: Pins) -> Self {
+        Self {
+            pins,
+            bpf: Err("not needed".to_owned()),
+            sockmap: None,
+            tc: None,
+            changes: futures_util::stream::pending().boxed(),
+            lock: None,
+        }
+    }
+
+    /// Sets up what is needed and is not there yet, and what is `inherited`; `upstreams` are the backends.
+    /// After an error there may be more than before: it goes with [`Self::tear_down`].
+    ///
+    /// A daemon that takes over shares what is pinned with the other until [`Self::take_over`].
+    pub async fn set_up(
+        &mut self,
+        needs: &Needs,
+        upstreams: Vec<IpAddr>,
+        netlink: &Netlink,
+        forwarded: &Forwarded,
+        inherited: Option<Inherited>,
+    ) -> Result<(), RunError> {
+        let inherits = inherited.is_some();
+        let tables = inherited.as_ref().is_some_and(|theirs| theirs.steers);
+        if !needs.insist() && !needs.forward() && !inherits && self.bpf.is_err() {
+            return Ok(());
+        }
+        let optional = !needs.insist() && !inherits;
+        if self.bpf.is_err() {
+            match self.load(needs, inherited) {
+                Ok(()) => {}
+                // Without BPF one can still copy.
+                Err(e) if optional => {
+                    self.bpf = Err(e.to_string());
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        if !needs.steer && !needs.forward() && !tables && self.tc.is_none() {
+            return Ok(());
+        }
+        let attached = self.attach_tc(needs, tables, upstreams, netlink, forwarded);
+        match attached.await {
+            Ok(()) => Ok(()),
+            Err(e) if optional => {
+                tracing::warn!("the engine packet is not used: {e}");
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn load(&mut self, needs: &Needs, inherited: Option<Inherited>) -> Result<(), RunError> {
         let (lock, filters) = match inherited {
             None => {
-                pins.create()?;
-                (pins.lock()?, None)
+                self.pins.create()?;
+                (self.pins.lock()?, None)
             }
-            Some(theirs) => (pins.lock_with(theirs.folder)?, theirs.filters),
+            Some(theirs) => (self.pins.lock_with(theirs.folder)?, theirs.filters),
         };
         let log_level = tracing::level_filters::LevelFilter::current();
         let options = bpf::Options {
-            max_flows: args.max_flows,
+            max_flows: needs.max_flows,
             log_level,
         };
-        let mut bpf = Bpf::load(pins, &options)?;
+        let mut bpf = Bpf::load(self.pins.clone(), &options)?;
         if let Some(filters) = filters {
             bpf.claim_filters(filters);
         }
         bpf.forward_log();
-        Ok((bpf, lock))
+        self.bpf = Ok(bpf);
+        self.lock = Some(lock);
+        Ok(())
     }
 
     async fn attach_tc(
         &mut self,
-        args: &RunArgs,
-        forwards: bool,
-        upstreams: &[Upstream],
+        needs: &Needs,
+        tables: bool,
+        upstreams: Vec<IpAddr>,
         netlink: &Netlink,
         forwarded: &Forwarded,
     ) -> Result<(), RunError> {
@@ -164,18 +247,17 @@ impl Kernel {
             Ok(bpf) => bpf,
             Err(reason) => return Err(RunError::NoBpf(reason.clone())),
         };
+        if let Some(tc) = &mut self.tc {
+            tc.forwards |= needs.forward();
+            tc.interfaces.between(needs.clients(tc.forwards), upstreams);
+            tc.interfaces.attach(bpf, netlink).await?;
+            tc.paths.changed(tc.interfaces.attached());
+            return Ok(());
+        }
         let table = bpf.forwards()?;
-        let forwards = forwards || !table.records().is_empty();
-        let downstream = forwards.then(|| Downstream {
-            listen: args.listen.ip().to_canonical(),
-            named: args.downstream_interface.clone(),
-        });
-        let mut interfaces = Interfaces::new(
-            args.upstream_interface.clone(),
-            upstreams.to_vec(),
-            downstream,
-            args.attach,
-        );
+        let forwards = needs.forward() || tables || !table.records().is_empty();
+        let mut interfaces = Interfaces::new(needs.upstream_interface.clone(), needs.attach);
+        interfaces.between(needs.clients(forwards), upstreams);
         interfaces.attach(bpf, netlink).await?;
         let table = Arc::new(table);
         let paths = Arc::new(Paths::new(netlink.clone()));
@@ -183,7 +265,7 @@ impl Kernel {
         let steering = Steering::new(
             bpf.flow_table()?,
             Arc::clone(&table),
-            args.max_flows as usize,
+            needs.max_flows as usize,
         );
         match netlink::changes() {
             Ok(changes) => self.changes = changes,
@@ -191,7 +273,9 @@ impl Kernel {
         }
         self.tc = Some(Tc {
             interfaces,
+            forwards,
             steering,
+            counters: Arc::new(bpf.counters()?),
             table,
             paths,
             forwarded: forwarded.clone(),
@@ -211,6 +295,16 @@ impl Kernel {
             paths: Arc::clone(&tc.paths),
             steering: Arc::clone(&tc.steering),
         }))
+    }
+
+    /// What the metrics read of it; `None`: the tc programs do not run.
+    #[must_use]
+    pub fn in_kernel(&self) -> Option<InKernel> {
+        let tc = self.tc.as_ref()?;
+        Some(InKernel {
+            steering: Arc::clone(&tc.steering),
+            counters: Arc::clone(&tc.counters),
+        })
     }
 
     /// The locked folder of the pins, if there is one.
@@ -260,12 +354,12 @@ impl Kernel {
 
     /// Whose address backends see, and where that is entered.
     #[must_use]
-    pub fn source(&self, steer: bool, mismatch: MismatchArg) -> Source {
+    pub fn source(&self, steer: bool, mismatch: Mismatch) -> Source {
         let steering = self.tc.as_ref().map(|tc| Arc::clone(&tc.steering));
         match steering {
             Some(steering) if steer => Source::Client {
                 steering,
-                mismatch_proxy: mismatch == MismatchArg::Proxy,
+                mismatch_proxy: mismatch == Mismatch::Proxy,
             },
             steering => Source::Proxy { steering },
         }
@@ -273,9 +367,14 @@ impl Kernel {
 
     /// The engines that `choice` allows here.
     pub fn engines(&mut self, choice: Choice) -> Result<Engines, EnginesError> {
-        let engines = Engines::new(choice, kernel_version(), || match &mut self.bpf {
-            Ok(bpf) => bpf.sockmap(),
-            Err(reason) => Err(SockmapError::Object(reason.clone())),
+        let (sockmap, bpf) = (&mut self.sockmap, &mut self.bpf);
+        let engines = Engines::new(choice, kernel_version(), || {
+            let load = || match bpf {
+                Ok(bpf) => bpf.sockmap().map(Arc::new).map_err(Arc::new),
+                Err(reason) => Err(Arc::new(SockmapError::Object(reason.clone()))),
+            };
+            // Once: what it needs of the object is taken by the first.
+            sockmap.get_or_insert_with(load).clone()
         })?;
         let packet = match (&self.tc, choice) {
             (Some(tc), Choice::Auto | Choice::Packet) => Some(Arc::new(PacketEngine {
@@ -289,18 +388,16 @@ impl Kernel {
         Ok(engines.with_packet(packet))
     }
 
-    /// Lets clients send no larger segments than the way to the backends takes.
-    pub async fn clamp_segments(&self, listener: &impl AsFd, netlink: &Netlink) {
-        let Some(tc) = &self.tc else { return };
-        if let Some(largest) = tc.interfaces.largest_segment(netlink).await
-            && let Err(e) = listener::clamp_segments(listener, largest)
-        {
-            tracing::warn!("clients may send segments larger than {largest} bytes: {e}");
-        }
+    /// The largest TCP segment that clients may send, so that it fits on the way to every backend; in
+    /// bytes, `None` where that does not matter or is not known.
+    pub async fn largest_segment(&self, netlink: &Netlink) -> Option<u32> {
+        let tc = self.tc.as_ref().filter(|tc| tc.forwards)?;
+        tc.interfaces.largest_segment(netlink).await
     }
 
     /// Forgets flows that are over, and follows link and route changes; never returns.
-    pub async fn tend(&mut self, netlink: &Netlink, listener: Option<&TcpListener>) {
+    /// `clamp` is told of the [largest segment](Self::largest_segment).
+    pub async fn tend(&mut self, netlink: &Netlink, clamp: impl Fn(u32)) {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Changes come in bursts: the first sets the time at which all are acted upon.
@@ -319,12 +416,20 @@ impl Kernel {
                 () = sleep_until(due) => {
                     due = Instant::now() + VERIFY;
                     self.attach(netlink, std::mem::take(&mut changed)).await;
-                    if let Some(listener) = listener {
-                        self.clamp_segments(listener, netlink).await;
+                    if let Some(largest) = self.largest_segment(netlink).await {
+                        clamp(largest);
                     }
                 }
             }
         }
+    }
+
+    /// The backends have other addresses now.
+    pub async fn lead_to(&mut self, upstreams: Vec<IpAddr>, netlink: &Netlink) {
+        if let Some(tc) = &mut self.tc {
+            tc.interfaces.lead_to(upstreams);
+        }
+        self.attach(netlink, true).await;
     }
 
     async fn attach(&mut self, netlink: &Netlink, changed: bool) {
@@ -366,8 +471,8 @@ impl Kernel {
         };
         let _ = timeout(LAST_WORDS, closed).await;
         let Ok(bpf) = self.bpf else { return Ok(()) };
-        if self.tc.is_some() {
-            match bpf.counters() {
+        if let Some(tc) = &self.tc {
+            match tc.counters.sum() {
                 Ok(counters) => tracing::info!("{counters:?}"),
                 Err(e) => tracing::warn!("{e}"),
             }

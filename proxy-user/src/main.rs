@@ -10,19 +10,21 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use proxy_user::bpf::probe;
-use proxy_user::cli::run::LogFormat;
-use proxy_user::cli::{Cli, Command, cleanup, flows};
+use proxy_user::cli::{Cli, Command, check, cleanup, flows, servers, status};
+use proxy_user::config::LogFormat;
 use proxy_user::daemon::{self, RunError};
+use proxy_user::listener::inherit::Inherited;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let Err(error) = command(cli.command) else {
-        return ExitCode::SUCCESS;
+    let error = match command(cli.command) {
+        Ok(code) => return code,
+        Err(error) => error,
     };
     match error.downcast_ref::<RunError>() {
         // A wrong command line, though clap cannot tell: its form and its exit code.
-        Some(usage @ (RunError::NoTrust | RunError::LocalUpstream(_))) => {
+        Some(usage @ (RunError::Options(_) | RunError::LocalUpstream(_))) => {
             clap::Error::raw(ErrorKind::ArgumentConflict, format!("{usage}\n")).exit()
         }
         // Not `eprintln`, which panics where nobody reads it; and in one piece, for a log that
@@ -47,7 +49,12 @@ fn with_causes(error: &anyhow::Error) -> String {
     })
 }
 
-fn command(command: Command) -> anyhow::Result<()> {
+fn command(command: Command) -> anyhow::Result<ExitCode> {
+    // Before there are other threads: it takes them from the environment.
+    let sockets = match &command {
+        Command::Run(_) => Inherited::from_environment(),
+        _ => Inherited::default(),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -55,30 +62,71 @@ fn command(command: Command) -> anyhow::Result<()> {
     runtime.block_on(async {
         match command {
             Command::Run(args) => {
-                log(args.log_format);
-                daemon::run(*args).await?;
+                let (config, warnings) = daemon::configuration(&args)?;
+                log(config.daemon.log_format);
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
+                daemon::run(*args, config, sockets).await?;
             }
-            Command::Flows(args) => print(&flows::flows(&args).await?)?,
+            Command::Status(args) => _ = print(&status::status(&args).await?)?,
+            Command::Flows(args) => watch(&args).await?,
+            Command::Flow(args) => _ = print(&flows::flow(&args).await?)?,
+            Command::Servers(args) => _ = print(&servers::servers(&args).await?)?,
+            Command::Server(args) => _ = print(&servers::server(&args).await?)?,
+            Command::Reload(args) => _ = print(&status::reload(&args).await?)?,
+            Command::Check(args) => {
+                let checked = check::check(&args)?;
+                if !checked.warnings.is_empty() {
+                    let warnings = format!("{}\n\n", checked.warnings);
+                    let _ = std::io::stderr().write_all(warnings.as_bytes());
+                }
+                let _ = print(&checked.text)?;
+                if !checked.is_usable {
+                    return Ok(ExitCode::FAILURE);
+                }
+            }
             Command::Cleanup(args) => {
                 log(LogFormat::Text);
                 for line in cleanup::cleanup(&args).await? {
-                    print(&format!("removed {line}"))?;
+                    let _ = print(&format!("removed {line}"))?;
                 }
             }
             Command::Probe(args) if args.json => {
-                print(&serde_json::to_string_pretty(&probe::probe())?)?;
+                let _ = print(&serde_json::to_string_pretty(&probe::probe())?)?;
             }
-            Command::Probe(_) => print(probe::probe().to_string().trim_end())?,
+            Command::Probe(_) => _ = print(probe::probe().to_string().trim_end())?,
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     })
 }
 
-/// A line on standard output. A reader that has had enough is no failure.
-fn print(line: &str) -> anyhow::Result<()> {
+/// Prints the flows, once or again and again.
+async fn watch(args: &flows::FlowsArgs) -> anyhow::Result<()> {
+    /// Cursor to the first place, all behind it cleared (ECMA-48: CUP, ED).
+    const AFRESH: &str = "\x1b[H\x1b[2J";
+    let afresh = !args.json && std::io::stdout().is_terminal();
+    loop {
+        let list = flows::flows(args).await?;
+        let before = if afresh && args.watch.is_some() {
+            AFRESH
+        } else {
+            ""
+        };
+        let read = print(&format!("{before}{list}"))?;
+        match args.every() {
+            Some(time) if read => tokio::time::sleep(time).await,
+            Some(_) | None => return Ok(()),
+        }
+    }
+}
+
+/// A line on standard output. False: its reader has had enough, which is no failure.
+fn print(line: &str) -> anyhow::Result<bool> {
     match writeln!(std::io::stdout().lock(), "{line}") {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("standard output"),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(e).context("standard output"),
     }
 }
 

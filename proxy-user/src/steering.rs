@@ -10,6 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -37,6 +38,9 @@ const PORT_ATTEMPTS: usize = 64;
 
 /// Ports given to flows whose client's port is taken; 1024 to 65535.
 const FALLBACK_PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
+
+/// From one port of our own to the next at most: how hard the next is to guess, and how soon one comes again.
+const OWN_PORT_STEP: u16 = 8;
 
 /// Why a flow could not get its client's address.
 #[derive(Debug, Error)]
@@ -105,6 +109,8 @@ pub struct Steering {
     max_flows: usize,
     /// Ports that the kernel gives to sockets that do not ask for one.
     local_ports: RangeInclusive<u16>,
+    /// The port of our own that was tried last.
+    own_port: AtomicU16,
     /// The flows that are this daemon's: those with an [`Identity`].
     open: Mutex<HashSet<u64>>,
     lingering: Mutex<HashMap<Tuple, Lingering>>,
@@ -148,6 +154,7 @@ impl Steering {
             forwards,
             max_flows,
             local_ports: sys::local_ports(),
+            own_port: AtomicU16::new(fastrand::u16(..)),
             open: Mutex::default(),
             lingering: Mutex::default(),
         })
@@ -182,6 +189,13 @@ impl Steering {
         }
         drop(lingering);
         self.table.withdraw_all_but(|flow| self.is_open(flow));
+    }
+
+    /// How many flows are open or linger, and how many may be open.
+    #[must_use]
+    pub fn fill(&self) -> (usize, usize) {
+        let open = lock(&self.open).len();
+        (open + self.lingering().len(), self.max_flows)
     }
 
     /// Is the flow this daemon's?
@@ -227,10 +241,21 @@ impl Steering {
         offer: Offer,
     ) -> Result<Identity, ClaimError> {
         let client = Client::new(SocketAddr::new(own, 0));
-        let ports = std::iter::repeat_with(|| fastrand::u16(FALLBACK_PORTS))
-            .take(8 * PORT_ATTEMPTS)
-            .filter(|port| !self.local_ports.contains(port));
+        let ports = std::iter::repeat_with(|| self.next_own_port())
+            .take(usize::from(u16::MAX))
+            .filter(|port| FALLBACK_PORTS.contains(port) && !self.local_ports.contains(port))
+            .take(8 * PORT_ATTEMPTS);
         self.claim_one(socket, client, upstream, offer, ports)
+    }
+
+    /// By random increments (RFC 6056, 3.3.5): a port comes again only after thousands of others. Where it
+    /// came again at once, a backend that still had a socket of the last flow (the next limpid, until what
+    /// that had received is handed over) would take the SYN for one of that flow, and not answer it.
+    fn next_own_port(&self) -> u16 {
+        let step = fastrand::u16(1..=OWN_PORT_STEP);
+        self.own_port
+            .fetch_add(step, Ordering::Relaxed)
+            .wrapping_add(step)
     }
 
     fn claim_one(

@@ -10,16 +10,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proxy_common::flow::{OFFER_SACK, OFFER_TIMESTAMPS};
-use proxy_core::address::{Client, Destination, Listener, Upstream};
-use proxy_core::header::{
-    Addresses, Checksum, EncodeError, Endpoints, Subject, encode_v1, encode_v2,
-};
+use proxy_core::address::{Client, Listener, Upstream};
+use proxy_core::header::EncodeError;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::header::Identified;
+use crate::pool::{Lease, NoServer, Pool, Tried};
+use crate::registry::Flow;
+use crate::send_proxy::{Outgoing, SendProxy};
+use crate::socket_options::SideOptions;
 use crate::steering::{ClaimError, Identity, Offer, Steering};
 use crate::sys::{self, repair};
 
@@ -42,47 +44,24 @@ pub enum Source {
     },
 }
 
-/// The version of the PROXY header that we send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum SendProxy {
-    /// The text form.
-    V1,
-    /// The binary form.
-    V2,
-}
-
 /// How backends are connected to.
 #[derive(Clone, Debug)]
 pub struct Connector {
-    /// The backend's addresses, in the resolver's order.
-    pub upstreams: Vec<Upstream>,
+    /// The servers.
+    pub pool: Arc<Pool>,
+    /// How many other servers are tried where connecting fails.
+    pub retries: usize,
     /// Whose address it sees.
     pub source: Source,
     /// The header that it gets.
     pub send_proxy: Option<SendProxy>,
     /// How long connecting may take.
     pub timeout: Duration,
+    /// What sockets of flows that keep theirs are told.
+    pub options: SideOptions,
     /// What is offered to the backend is no more than the client's side has: the engine `packet` joins
     /// the two.
     pub alike: bool,
-}
-
-/// A connection about to be made. Dropped before it is established and handed over, it ends in a RST
-/// or in nothing, never in an orderly FIN.
-#[derive(Debug)]
-pub struct Prepared {
-    socket: TcpSocket,
-    identity: Option<Identity>,
-    /// The backend.
-    pub upstream: Upstream,
-}
-
-impl Prepared {
-    /// The source that the backend will see, where it is known before.
-    #[must_use]
-    pub fn source(&self) -> Option<SocketAddr> {
-        self.identity.as_ref().map(Identity::source)
-    }
 }
 
 /// The upstream side of a flow.
@@ -103,6 +82,9 @@ pub struct Connected {
 /// Why the backend could not be reached.
 #[derive(Debug, Error)]
 pub enum ConnectError {
+    /// There is no server to connect to.
+    #[error(transparent)]
+    NoServer(#[from] NoServer),
     /// The flow could not get its client's address.
     #[error(transparent)]
     Claim(#[from] ClaimError),
@@ -148,8 +130,8 @@ pub enum ConnectError {
     #[error("reading the client's first bytes: {0}")]
     Downstream(#[source] io::Error),
     /// The client's side was reset meanwhile.
-    #[error("the client's side was reset while {0} was being connected to")]
-    Left(Upstream),
+    #[error("the client's side was reset while the backend was being connected to")]
+    Left,
 }
 
 impl ConnectError {
@@ -157,6 +139,7 @@ impl ConnectError {
     #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
+            Self::NoServer(e) => e.label(),
             Self::Claim(e) => e.label(),
             Self::Socket(..) => "socket-error",
             Self::Connect(_, e) if e.kind() == io::ErrorKind::ConnectionRefused => {
@@ -170,59 +153,97 @@ impl ConnectError {
             Self::Timeout(..) => "upstream-timeout",
             Self::NoReply { .. } => "upstream-no-reply",
             Self::NotSteered(_) => "not-steered",
-            Self::Header(_) => "header-too-long",
+            Self::Header(e) => e.label(),
             Self::Send(..) => "upstream-send-error",
             Self::Downstream(_) => "downstream-read-error",
-            Self::Left(_) => "downstream-reset",
+            Self::Left => "downstream-reset",
         }
+    }
+
+    /// Did the server, or the way to it, fail?
+    fn is_the_servers(&self) -> bool {
+        match self {
+            Self::Connect(_, e) => e.kind() != io::ErrorKind::AddrNotAvailable,
+            Self::Timeout(..) | Self::NoReply { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// May it go better with another server? Nothing has been sent to this one.
+    fn is_only_here(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect(..)
+                | Self::Timeout(..)
+                | Self::NoReply { .. }
+                | Self::NotSteered(_)
+                | Self::Claim(ClaimError::PortsTaken { .. } | ClaimError::ClientAddress { .. })
+        )
     }
 }
 
 impl Connector {
-    /// The address that suits a client: of its family if there is one.
-    ///
-    /// # Panics
-    /// Never: `upstreams` is not empty, as the configuration sees to.
-    fn upstream_for(&self, client: Client) -> Upstream {
-        let same = |u: &&Upstream| u.ip().is_ipv4() == client.ip().is_ipv4();
-        *self
-            .upstreams
-            .iter()
-            .find(same)
-            .unwrap_or(&self.upstreams[0])
+    /// Connects to a server for `identified`, which has called `called`; to another one where that fails,
+    /// before the client notices.
+    pub async fn connect(
+        &self,
+        identified: &Identified,
+        called: Listener,
+        flow: &Flow,
+    ) -> Result<(Connected, Lease), ConnectError> {
+        // Before anything is sent: one that cannot be written ends the connection (rule 25).
+        let header = self.encode_header(identified, called)?;
+        if let Some(id) = header.as_ref().and_then(|header| header.unique_id.clone()) {
+            let _ = flow.unique_id.set(id);
+        }
+        let mut tried = Tried::default();
+        let mut failure = None;
+        loop {
+            let picked = self.pool.pick(identified.client, called.port(), &tried);
+            // What went wrong with the last one says more than that there is no other.
+            let lease = picked.map_err(|none| failure.take().unwrap_or(none.into()))?;
+            let error = match self
+                .connect_to(lease.upstream(), identified, header.as_ref())
+                .await
+            {
+                Ok(connected) => {
+                    lease.connected(connected.took);
+                    flow.is_at(&lease);
+                    return Ok((connected, lease));
+                }
+                Err(error) => error,
+            };
+            if error.is_the_servers() {
+                lease.failed();
+            }
+            tried.add(&lease);
+            if !error.is_only_here() || tried.len() > self.retries {
+                flow.is_at(&lease);
+                return Err(error);
+            }
+            flow.retried();
+            tracing::debug!(client = %identified.client, "trying another server: {error}");
+            failure = Some(error);
+        }
     }
 
-    /// Makes everything ready to connect for a client, its identity included.
-    pub fn prepare(&self, identified: &Identified) -> Result<Prepared, ConnectError> {
-        let client = identified.client;
-        let upstream = self.upstream_for(client);
-        let socket = new_socket(upstream).map_err(|e| ConnectError::Socket(upstream, e))?;
+    /// Connects to one.
+    async fn connect_to(
+        &self,
+        upstream: Upstream,
+        identified: &Identified,
+        header: Option<&Outgoing>,
+    ) -> Result<Connected, ConnectError> {
+        let socket = self
+            .new_socket(upstream)
+            .map_err(|e| ConnectError::Socket(upstream, e))?;
         let offer = if self.alike {
             offer(&identified.downstream)
         } else {
             Offer::ANY
         };
-        let identity = self.claim(&socket, client, upstream, offer)?;
-        Ok(Prepared {
-            socket,
-            identity,
-            upstream,
-        })
-    }
-
-    /// Connects to the backend for `identified`, which connected to `listener`.
-    pub async fn connect(
-        &self,
-        prepared: Prepared,
-        identified: &Identified,
-        listener: Listener,
-    ) -> Result<Connected, ConnectError> {
+        let mut identity = self.claim(&socket, identified.client, upstream, offer)?;
         let started = Instant::now();
-        let Prepared {
-            socket,
-            mut identity,
-            upstream,
-        } = prepared;
         let connecting = timeout(self.timeout, socket.connect(upstream.socket_addr()));
         let mut stream = match connecting.await {
             Ok(Ok(stream)) => stream,
@@ -248,7 +269,7 @@ impl Connector {
         let source = identity.as_ref().map_or(local, Identity::source);
         let took = started.elapsed();
         let sent = self
-            .send_first(&mut stream, identified, listener, upstream)
+            .send_first(&mut stream, header, identified, upstream)
             .await?;
         Ok(Connected {
             stream,
@@ -257,6 +278,20 @@ impl Connector {
             sent,
             took,
         })
+    }
+
+    fn new_socket(&self, upstream: Upstream) -> io::Result<TcpSocket> {
+        let socket = match upstream.socket_addr() {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // What the client sent in one piece has been sent in one piece: nothing is gained by waiting.
+        socket.set_nodelay(true)?;
+        sys::reset_on_close(&socket, true);
+        if self.options != SideOptions::default() {
+            self.options.apply(&socket).map_err(|e| e.source)?;
+        }
+        Ok(socket)
     }
 
     fn claim(
@@ -301,21 +336,30 @@ impl Connector {
         }
     }
 
-    /// Sends the header and the payload that is at hand, in one write. Returns the payload's length.
+    /// The header that this connection begins with, if one is sent.
+    fn encode_header(
+        &self,
+        identified: &Identified,
+        called: Listener,
+    ) -> Result<Option<Outgoing>, EncodeError> {
+        let received = identified.header.as_ref();
+        self.send_proxy
+            .map(|send_proxy| send_proxy.header(identified.client, received, called))
+            .transpose()
+    }
+
+    /// Sends the header and the payload that is at hand, in one write (rule 23). Returns the payload's
+    /// length, in bytes.
     async fn send_first(
         &self,
         stream: &mut TcpStream,
+        header: Option<&Outgoing>,
         identified: &Identified,
-        listener: Listener,
         upstream: Upstream,
     ) -> Result<u64, ConnectError> {
-        let mut first = match self.send_proxy {
-            None => Vec::new(),
-            Some(version) => encode_header(version, identified, listener)?,
-        };
-        let header_len = first.len();
-        first.extend_from_slice(&identified.early);
-        if header_len > 0 && identified.early.is_empty() {
+        let header = header.map_or(&[][..], |header| &header.bytes);
+        let mut first = [header, &identified.early].concat();
+        if !header.is_empty() && identified.early.is_empty() {
             append_at_hand(&identified.downstream, &mut first).map_err(ConnectError::Downstream)?;
         }
         if !first.is_empty() {
@@ -324,7 +368,7 @@ impl Connector {
                 .await
                 .map_err(|e| ConnectError::Send(upstream, e))?;
         }
-        Ok((first.len() - header_len) as u64)
+        Ok((first.len() - header.len()) as u64)
     }
 }
 
@@ -355,47 +399,20 @@ fn offer(downstream: &TcpStream) -> Offer {
     }
 }
 
-/// Reads what the client has already sent, without waiting for it.
+/// Reads what the client has already sent, without waiting for it: as much as one segment has room for
+/// behind the header.
 fn append_at_hand(downstream: &TcpStream, first: &mut Vec<u8>) -> io::Result<()> {
-    /// What fits into one segment with the header.
-    const AT_MOST: usize = 1400;
-    first.reserve_exact(AT_MOST);
+    /// What a segment carries on all usual paths, in bytes.
+    const SEGMENT: usize = 1400;
+    let room = SEGMENT.saturating_sub(first.len());
+    if room == 0 {
+        return Ok(());
+    }
+    first.reserve_exact(room);
     match downstream.try_read_buf(first) {
         // An end of file is for the splice to find: it is seen again.
         Ok(_) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
         Err(e) => Err(e),
     }
-}
-
-/// The header that tells the backend of this connection: its client, and whom the client called.
-fn encode_header(
-    version: SendProxy,
-    identified: &Identified,
-    listener: Listener,
-) -> Result<Vec<u8>, EncodeError> {
-    let received = identified.header.as_ref().map(|header| &header.endpoints);
-    let subject = match received {
-        Some(Endpoints::Tcp(addresses)) => Subject::Client(*addresses),
-        // The sender of the header spoke for itself, and so it is passed on.
-        Some(Endpoints::Absent(_)) | None => Subject::Client(Addresses {
-            client: identified.client,
-            destination: Destination::new(listener.socket_addr()),
-        }),
-    };
-    match version {
-        SendProxy::V1 => encode_v1(subject),
-        SendProxy::V2 => encode_v2(subject, [], Checksum::Omit),
-    }
-}
-
-fn new_socket(upstream: Upstream) -> io::Result<TcpSocket> {
-    let socket = match upstream.socket_addr() {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    // What the client sent in one piece has been sent in one piece: nothing is gained by waiting.
-    socket.set_nodelay(true)?;
-    sys::reset_on_close(&socket, true);
-    Ok(socket)
 }

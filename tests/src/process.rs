@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -82,6 +82,31 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(self.pid().try_into()?);
         kill(pid, signal).with_context(|| format!("{}: {signal}", self.name))
+    }
+
+    /// Stops it (SIGSTOP): when this returns none of its threads runs any more.
+    pub fn stop(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        let deadline = Instant::now() + scaled(PATIENCE);
+        while !self.is_stopped()? {
+            ensure!(Instant::now() < deadline, "{} does not stop", self.name);
+            thread::sleep(GLANCE);
+        }
+        Ok(())
+    }
+
+    fn is_stopped(&self) -> Result<bool> {
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+            // proc_pid_stat(5): the state follows the name, which stands in parentheses.
+            let state = stat
+                .rsplit_once(") ")
+                .and_then(|(_, rest)| rest.chars().next());
+            if state != Some('T') {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Its exit status, if it has ended.

@@ -52,6 +52,10 @@ const PROGRAMS: &[Program] = &[
         package: "nginx",
         proof: Proof::Command("nginx"),
     },
+    Program {
+        package: "prometheus",
+        proof: Proof::Command("promtool"),
+    },
 ];
 
 /// What the benchmark starts beside these.

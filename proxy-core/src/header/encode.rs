@@ -55,6 +55,18 @@ pub enum EncodeError {
     Layout(#[source] proxy_header::Error),
 }
 
+impl EncodeError {
+    /// A stable name for the log and the metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::TlvTooLong { .. } | Self::UniqueIdTooLong { .. } | Self::TlvsTooLong => {
+                "header-too-long"
+            }
+            Self::Layout(_) => "header-not-writable",
+        }
+    }
+}
+
 impl From<proxy_header::Error> for EncodeError {
     fn from(error: proxy_header::Error) -> Self {
         match error {

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use proptest::prelude::*;
 
 use super::{
-    Addresses, Checksum, Decoder, Endpoints, Status, Subject, Tlv, TlvType, check, encode_v1,
-    encode_v2,
+    Addresses, Checksum, Decoder, EncodeError, Endpoints, Header, Limits, Status, Subject, Tlv,
+    TlvType, Tlvs, check, encode_v1, encode_v2,
 };
 use crate::address::{Client, Destination};
 
@@ -55,6 +55,34 @@ fn tlvs() -> impl Strategy<Value = Vec<(TlvType, Vec<u8>)>> {
         (TlvType::SSL, [&start[..], &[kind], &len, &value].concat())
     });
     prop::collection::vec(prop_oneof![4 => (any_kind, value(129)), 1 => ssl], 0..8)
+}
+
+/// TLVs of a header that comes: as [`tlvs`], with padding and as many unique IDs as there may be.
+fn received() -> impl Strategy<Value = Tlvs> {
+    let also = prop_oneof![Just(TlvType::UNIQUE_ID), Just(TlvType::NOOP)];
+    let also = prop::collection::vec((also, prop::collection::vec(any::<u8>(), 0..129)), 0..4);
+    let mixed = (tlvs(), also).prop_map(|(some, others)| [some, others].concat());
+    (mixed.prop_shuffle(), checksum()).prop_map(|(tlvs, checksum)| {
+        let ends = Addresses {
+            client: Client::new(([192, 0, 2, 1], 1).into()),
+            destination: Destination::new(([192, 0, 2, 2], 2).into()),
+        };
+        let bytes = encode_v2(Subject::Client(ends), borrowed(&tlvs), checksum).unwrap();
+        whole(&bytes).tlvs
+    })
+}
+
+fn checksum() -> impl Strategy<Value = Checksum> {
+    prop_oneof![Just(Checksum::Omit), Just(Checksum::Compute)]
+}
+
+/// The header that is all of `bytes`, by a decoder that takes the largest.
+fn whole(bytes: &[u8]) -> Header {
+    let widest = Limits::v2_len(Limits::LARGEST).unwrap();
+    match Decoder::new(widest).decode(bytes) {
+        Ok(Status::Complete { header, consumed }) if consumed == bytes.len() => header,
+        other => panic!("{} is {other:?}", bytes.escape_ascii()),
+    }
 }
 
 fn borrowed(tlvs: &[(TlvType, Vec<u8>)]) -> impl Iterator<Item = Tlv<'_>> {
@@ -124,8 +152,62 @@ proptest! {
         };
         prop_assert_eq!(header.endpoints, Endpoints::Tcp(addresses));
         prop_assert_eq!(consumed, bytes.len());
-        prop_assert!(header.tlvs.forwardable().eq(borrowed(&tlvs)));
+        let others = header.tlvs.iter().filter(|tlv| tlv.kind != TlvType::CRC32C);
+        prop_assert!(others.eq(borrowed(&tlvs)));
         prop_assert_eq!(header.tlvs.crc32c().is_some(), with_checksum);
+    }
+
+    /// Rules 24 and 25: what is sent for a client is read as what was meant, whatever came before it.
+    #[test]
+    fn what_is_passed_on_is_read_as_it_came(
+        addresses in addresses(),
+        received in received(),
+        unique_id in prop::option::of(prop::collection::vec(any::<u8>(), 0..129)),
+        checksum in checksum(),
+    ) {
+        let tlvs = received.forwardable_with(unique_id.as_deref());
+        let bytes = encode_v2(Subject::Client(addresses), tlvs, checksum).unwrap();
+        let sent = whole(&bytes);
+        prop_assert_eq!(sent.endpoints, Endpoints::Tcp(addresses));
+        prop_assert_eq!(sent.tlvs.crc32c().is_some(), checksum == Checksum::Compute);
+
+        // In words: all others as they came, and one unique ID where there is any.
+        let apart = |tlv: &Tlv<'_>| {
+            matches!(tlv.kind, TlvType::CRC32C | TlvType::NOOP | TlvType::UNIQUE_ID)
+        };
+        let others = |tlvs: &Tlvs| -> Vec<(TlvType, Vec<u8>)> {
+            let others = tlvs.iter().filter(|tlv| !apart(tlv));
+            others.map(|tlv| (tlv.kind, tlv.value.to_vec())).collect()
+        };
+        prop_assert_eq!(others(&sent.tlvs), others(&received));
+        let known_by = received.unique_id().or(unique_id.as_deref());
+        prop_assert_eq!(sent.tlvs.unique_id(), known_by);
+        let count = |kind| sent.tlvs.iter().filter(|tlv| tlv.kind == kind).count();
+        prop_assert_eq!(count(TlvType::UNIQUE_ID), usize::from(known_by.is_some()));
+        prop_assert_eq!(count(TlvType::NOOP), 0);
+    }
+
+    /// Rule 25: TLVs of any size are all there, or it is an error.
+    #[test]
+    fn an_overlong_set_is_an_error_and_nothing_less_is(
+        addresses in addresses(),
+        lens in prop::collection::vec(prop_oneof![0_usize..2000, 10_000_usize..40_000], 0..6),
+        checksum in checksum(),
+    ) {
+        let values: Vec<_> = lens.iter().map(|&len| vec![0xa5; len]).collect();
+        let tlvs = || values.iter().map(|value| Tlv { kind: TlvType(0xe0), value });
+        let alone = encode_v2(Subject::Client(addresses), [], checksum).unwrap().len();
+        let len = alone + lens.iter().map(|len| 3 + len).sum::<usize>();
+        match encode_v2(Subject::Client(addresses), tlvs(), checksum) {
+            Ok(bytes) => {
+                prop_assert_eq!(bytes.len(), len);
+                prop_assert!(whole(&bytes).tlvs.custom().eq(tlvs()));
+            }
+            Err(error) => {
+                prop_assert_eq!(error, EncodeError::TlvsTooLong);
+                prop_assert!(len > Limits::LARGEST, "{} would fit", len);
+            }
+        }
     }
 
     #[test]

@@ -113,11 +113,30 @@ impl Tlvs {
         std::iter::from_fn(move || walk.step().ok().flatten())
     }
 
-    /// Those that mean the same to the next hop: all but the checksum, which is of this header
-    /// alone, and padding (rule 25).
+    /// Those that mean the same to the next hop, as they came: all but the checksum, which is of this
+    /// header alone, and padding (rule 25). A connection has one unique ID: of several the first, which is
+    /// [`Self::unique_id`].
     pub fn forwardable(&self) -> impl Iterator<Item = Tlv<'_>> {
-        self.iter()
-            .filter(|tlv| !matches!(tlv.kind, TlvType::CRC32C | TlvType::NOOP))
+        let mut identified = false;
+        self.iter().filter(move |tlv| match tlv.kind {
+            TlvType::CRC32C | TlvType::NOOP => false,
+            TlvType::UNIQUE_ID => !std::mem::replace(&mut identified, true),
+            _ => true,
+        })
+    }
+
+    /// [`Self::forwardable`], and behind them `unique_id` where none is among them.
+    pub fn forwardable_with<'a>(
+        &'a self,
+        unique_id: Option<&'a [u8]>,
+    ) -> impl Iterator<Item = Tlv<'a>> {
+        let ours = unique_id
+            .filter(|_| self.unique_id().is_none())
+            .map(|value| Tlv {
+                kind: TlvType::UNIQUE_ID,
+                value,
+            });
+        self.forwardable().chain(ours)
     }
 
     /// The value of the first TLV of a type.

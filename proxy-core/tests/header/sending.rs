@@ -115,6 +115,34 @@ fn rule_25_padding_and_checksum_are_not_for_the_next_hop() {
 }
 
 #[test]
+fn rule_25_a_connection_has_one_unique_id() {
+    fn sent(received: &[u8], ours: Option<&[u8]>) -> Vec<(u8, Vec<u8>)> {
+        let (received, _) = header(&tcp4_with(received));
+        let tlvs = received.tlvs.forwardable_with(ours);
+        let written = encode_v2(subject(CLIENT, DESTINATION), tlvs, Checksum::Omit).unwrap();
+        let read = header(&written).0.tlvs;
+        read.iter()
+            .map(|tlv| (tlv.kind.0, tlv.value.to_vec()))
+            .collect()
+    }
+    let custom = (0xea, b"\x01vpce".to_vec());
+    let first = (0x05, b"first".to_vec());
+
+    // One that came stays, in its place; of two the first.
+    let twice = [tlv(0x05, b"first"), tlv(0xea, b"\x01vpce"), tlv(0x05, b"2")].concat();
+    let expected = [first, custom.clone()];
+    assert_eq!(sent(&twice, None), expected);
+    assert_eq!(sent(&twice, Some(b"ours")), expected);
+
+    // Ours takes the place of none.
+    let none = tlv(0xea, b"\x01vpce");
+    assert_eq!(sent(&none, None), std::slice::from_ref(&custom));
+    let ours = (0x05, b"ours".to_vec());
+    assert_eq!(sent(&none, Some(b"ours")), [custom, ours.clone()]);
+    assert_eq!(sent(&[], Some(b"ours")), [ours]);
+}
+
+#[test]
 fn rule_25_an_overlong_set_of_tlvs_is_an_error() {
     let ipv4 = subject(CLIENT, DESTINATION);
     let custom = TlvType(0xe0);
@@ -165,6 +193,12 @@ fn rule_25_an_overlong_set_of_tlvs_is_an_error() {
         encode_v2(ipv4, many, Checksum::Omit),
         Err(EncodeError::TlvsTooLong)
     );
+    for error in [
+        EncodeError::TlvsTooLong,
+        EncodeError::UniqueIdTooLong { len: 129 },
+    ] {
+        assert_eq!(error.label(), "header-too-long");
+    }
 }
 
 #[test]

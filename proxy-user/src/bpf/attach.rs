@@ -25,7 +25,18 @@ use crate::netlink::tc::Hook;
 use crate::netlink::{Interface, LinkHeader};
 
 /// How programs are put on an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    clap::ValueEnum,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum AttachMode {
     /// TCX where the kernel has it, else clsact.
     Auto,

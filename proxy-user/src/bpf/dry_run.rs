@@ -23,13 +23,17 @@ pub struct Program {
 }
 
 /// Every program there is.
-pub const PROGRAMS: [Program; 6] = [
+pub const PROGRAMS: [Program; 7] = [
     steering("steer_ingress_l2"),
     steering("steer_egress_l2"),
     steering("steer_ingress_l3"),
     steering("steer_egress_l3"),
     sockmap("splice_verdict"),
     sockmap("splice_filter"),
+    Program {
+        name: "listen_range",
+        needed_for: "ranges of ports",
+    },
 ];
 
 const fn steering(name: &'static str) -> Program {
@@ -113,6 +117,7 @@ fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<Option<u32>, LoadError> {
         Loadable::SchedClassifier(program) => program.load(),
         Loadable::SkSkb(program) => program.load(),
         Loadable::SocketFilter(program) => program.load(),
+        Loadable::SkLookup(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     };
     loaded

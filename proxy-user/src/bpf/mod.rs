@@ -4,6 +4,7 @@
 //! * [`pins`]: where things are pinned, and whether they may be adopted.
 //! * [`attach`]: the steering programs on interfaces; [`clsact`] for kernels without TCX.
 //! * [`tables`]: the flow table; [`forwards`]: the engine `packet`'s.
+//! * [`lookup`]: ranges of ports that are listened on.
 //! * [`sockmap`]: the engine `sockmap`'s programs and maps; [`btf`] for where kernel structures have
 //!   their members.
 //! * [`probe`]: what this kernel offers; [`dry_run`]: the steering programs run on made-up packets.
@@ -12,10 +13,10 @@ use std::error::Error;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use aya::maps::{Array, MapData, PerCpuArray};
+use aya::maps::{Array, MapData};
 use aya::{Btf, Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
-use proxy_common::flow::{LAYOUT_VERSION, Meta, SteeringCounters};
+use proxy_common::flow::{LAYOUT_VERSION, Meta};
 use thiserror::Error;
 
 pub mod attach;
@@ -23,6 +24,7 @@ pub mod btf;
 pub mod clsact;
 pub mod dry_run;
 pub mod forwards;
+pub mod lookup;
 pub mod pins;
 pub mod probe;
 pub mod sockmap;
@@ -32,7 +34,7 @@ use crate::sys;
 use forwards::{Events, ForwardTable};
 use pins::Pins;
 use sockmap::{Sockmap, SockmapError};
-use tables::FlowTable;
+use tables::{Counters, FlowTable};
 
 /// The object that `cargo xtask build` makes of `proxy-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/limpid.bpf.o"));
@@ -257,22 +259,9 @@ impl Bpf {
         Sockmap::load(&mut self.ebpf, globals)
     }
 
-    /// What the steering programs have counted, over all CPUs.
-    pub fn counters(&self) -> Result<SteeringCounters, LoadError> {
-        let failed = |source| LoadError::Map {
-            map: "COUNTERS",
-            source: Box::new(source),
-        };
-        let map = self
-            .ebpf
-            .map("COUNTERS")
-            .ok_or(LoadError::Missing("map COUNTERS"))?;
-        let counters: PerCpuArray<_, SteeringCounters> =
-            PerCpuArray::try_from(map).map_err(failed)?;
-        let values = counters.get(&0, 0).map_err(failed)?;
-        Ok(values
-            .iter()
-            .fold(SteeringCounters::default(), |sum, cpu| sum + *cpu))
+    /// What the steering programs count.
+    pub fn counters(&mut self) -> Result<Counters, LoadError> {
+        Counters::take(&mut self.ebpf)
     }
 
     /// Passes the programs' log messages on to `tracing`, from a task of the current runtime.

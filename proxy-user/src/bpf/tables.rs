@@ -1,11 +1,12 @@
 //! The flow table behind typed methods.
 
+use std::fmt;
 use std::io;
 use std::sync::Mutex;
 
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, Pod};
-use proxy_common::flow::{Connecting, STEER_IN, Translation, Tuple};
+use proxy_common::flow::{Connecting, STEER_IN, SteeringCounters, Translation, Tuple};
 use thiserror::Error;
 
 use super::LoadError;
@@ -36,6 +37,39 @@ pub enum ReserveError {
 pub struct FlowTable {
     flows: Mutex<HashMap<MapData, Tuple, Translation>>,
     connecting: Mutex<HashMap<MapData, u64, Connecting>>,
+}
+
+/// What the tc programs count.
+pub struct Counters(PerCpuArray<MapData, SteeringCounters>);
+
+impl fmt::Debug for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Counters").field(&self.sum()).finish()
+    }
+}
+
+impl Counters {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        let map = ebpf
+            .take_map("COUNTERS")
+            .ok_or(LoadError::Missing("map COUNTERS"))?;
+        PerCpuArray::try_from(map).map(Self).map_err(Self::failed)
+    }
+
+    /// What they have counted, over all CPUs.
+    pub fn sum(&self) -> Result<SteeringCounters, LoadError> {
+        let values = self.0.get(&0, 0).map_err(Self::failed)?;
+        Ok(values
+            .iter()
+            .fold(SteeringCounters::default(), |sum, cpu| sum + *cpu))
+    }
+
+    fn failed(source: MapError) -> LoadError {
+        LoadError::Map {
+            map: "COUNTERS",
+            source: Box::new(source),
+        }
+    }
 }
 
 impl FlowTable {

@@ -1,11 +1,14 @@
-//! `limpid flows`.
+//! `limpid flows` and `limpid flow`.
 
-use clap::Args;
-use comfy_table::{Table, presets};
+use std::time::Duration;
 
-use super::{ControlArgs, InstanceArgs};
-use crate::control::FlowView;
-use crate::control::client::{self, AskError};
+use clap::{Args, Subcommand};
+use comfy_table::Table;
+
+use super::{Running, age, json, table};
+use crate::config::Time;
+use crate::control::client::{self, AskError, TIMEOUT};
+use crate::control::{Command, FlowView};
 
 /// Arguments of `limpid flows`.
 #[derive(Debug, Args)]
@@ -14,29 +17,65 @@ pub struct FlowsArgs {
     #[arg(long)]
     pub json: bool,
 
+    /// Print the list again and again, every second or that often, until interrupted. On a terminal the
+    /// last list is overwritten; with --json each is one line.
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "1s")]
+    pub watch: Option<Time>,
+
     /// Which limpid.
     #[command(flatten)]
-    pub instance: InstanceArgs,
-
-    /// Where it listens.
-    #[command(flatten)]
-    pub control: ControlArgs,
+    pub running: Running,
 }
 
-/// What the command prints.
-pub async fn flows(args: &FlowsArgs) -> Result<String, AskError> {
-    let path = args.control.path(&args.instance);
-    let flows = client::flows(&path).await?;
-    if args.json {
-        return serde_json::to_string_pretty(&flows).map_err(|e| AskError::Answer(path, e));
+impl FlowsArgs {
+    /// How often it is printed; `None`: once.
+    #[must_use]
+    pub fn every(&self) -> Option<Duration> {
+        self.watch.map(Time::get)
     }
-    Ok(table(&flows).trim_fmt())
 }
 
-fn table(flows: &[FlowView]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header([
+/// Arguments of `limpid flow`.
+#[derive(Debug, Args)]
+pub struct FlowArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: FlowCommand,
+}
+
+/// What can be done to a flow.
+#[derive(Debug, Subcommand)]
+pub enum FlowCommand {
+    /// Reset it: both sides get a RST, and its record says `killed`.
+    Kill {
+        /// Its number in `limpid flows`.
+        id: u64,
+
+        /// Which limpid.
+        #[command(flatten)]
+        running: Running,
+    },
+}
+
+/// What `limpid flows` prints.
+pub async fn flows(args: &FlowsArgs) -> Result<String, AskError> {
+    let socket = args.running.socket();
+    let flows = client::flows(&socket).await?;
+    match (args.json, args.watch) {
+        (true, Some(_)) => serde_json::to_string(&flows).map_err(|e| AskError::Answer(socket, e)),
+        (true, None) => json(&flows, socket),
+        (false, _) => Ok(list(&flows).trim_fmt()),
+    }
+}
+
+/// What `limpid flow` prints.
+pub async fn flow(args: &FlowArgs) -> Result<String, AskError> {
+    let FlowCommand::Kill { id, running } = &args.command;
+    client::order(&running.socket(), Command::KillFlow(*id), TIMEOUT).await
+}
+
+fn list(flows: &[FlowView]) -> Table {
+    let mut table = table([
         "ID",
         "CLIENT",
         "DOWNSTREAM",
@@ -50,7 +89,6 @@ fn table(flows: &[FlowView]) -> Table {
     ]);
     let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
     for flow in flows {
-        let age = std::time::Duration::from_secs(flow.age_ms / 1000);
         table.add_row([
             flow.id.to_string(),
             text(&flow.client),
@@ -60,7 +98,7 @@ fn table(flows: &[FlowView]) -> Table {
             flow.state.clone(),
             flow.bytes_up.to_string(),
             flow.bytes_down.to_string(),
-            humantime::format_duration(age).to_string(),
+            age(flow.age_ms),
             text(&flow.fallback),
         ]);
     }

@@ -1,15 +1,22 @@
 //! The command line: what can be said, and what is done with it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use comfy_table::{Table, presets};
+use serde::Serialize;
 
 use crate::bpf::pins::BPFFS;
 use crate::control;
+use crate::control::client::AskError;
 
+pub mod check;
 pub mod cleanup;
 pub mod flows;
 pub mod run;
+pub mod servers;
+pub mod status;
 
 /// An eBPF-accelerated transparent TCP proxy.
 ///
@@ -29,8 +36,25 @@ pub struct Cli {
 pub enum Command {
     /// Proxy connections until SIGTERM or SIGINT.
     Run(Box<run::RunArgs>),
+    /// Show how a running limpid does: its listeners, and how many flows each engine carries.
+    Status(status::StatusArgs),
+    /// Read a configuration file as `limpid run --config` would, and say what is wrong with it, without
+    /// touching anything. Exit code 0: it can be run; 1: it cannot.
+    Check(check::CheckArgs),
     /// List the open flows of a running limpid.
     Flows(flows::FlowsArgs),
+    /// Do something to one open flow.
+    Flow(flows::FlowArgs),
+    /// List the servers of its pools: their states, checks and connections.
+    Servers(servers::ServersArgs),
+    /// Do something to one server.
+    Server(servers::ServerArgs),
+    /// Have a running limpid read its file again. A file that cannot be used changes nothing, and is
+    /// reported here.
+    ///
+    /// Open flows go on as they are, except those whose listener is gone or whose client is no longer
+    /// allowed: they are reset.
+    Reload(status::ReloadArgs),
     /// Remove what a limpid that was killed has left on this host: its pins, filters, qdiscs and control
     /// socket, and nothing else. Filters are those of this network namespace.
     ///
@@ -70,7 +94,7 @@ pub struct BpffsArgs {
 /// Where an instance listens for commands.
 #[derive(Clone, Debug, Args)]
 pub struct ControlArgs {
-    /// Unix socket for `limpid flows` [default: /run/limpid/NAME.sock].
+    /// Unix socket for commands like `limpid flows`, its owner's alone [default: /run/limpid/NAME.sock].
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
 }
@@ -82,6 +106,44 @@ impl ControlArgs {
         let default = || PathBuf::from(control::FOLDER).join(format!("{}.sock", instance.instance));
         self.control.clone().unwrap_or_else(default)
     }
+}
+
+/// Which running limpid is meant.
+#[derive(Clone, Debug, Args)]
+pub struct Running {
+    /// Which limpid.
+    #[command(flatten)]
+    pub instance: InstanceArgs,
+
+    /// Where it listens.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+impl Running {
+    /// The path of its control socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.control.path(&self.instance)
+    }
+}
+
+/// `things` as JSON for people.
+fn json(things: &impl Serialize, socket: PathBuf) -> Result<String, AskError> {
+    serde_json::to_string_pretty(things).map_err(|e| AskError::Answer(socket, e))
+}
+
+/// A table without lines.
+fn table<'a>(header: impl IntoIterator<Item = &'a str>) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(header);
+    table
+}
+
+/// Milliseconds as a time for people, in whole seconds.
+fn age(ms: u64) -> String {
+    humantime::format_duration(Duration::from_secs(ms / 1000)).to_string()
 }
 
 fn instance_name(text: &str) -> Result<String, String> {

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::{Command, FlowView, Request, Response, VERSION, line};
+use super::{Command, FlowView, Request, Response, ServerView, StatusView, VERSION, line};
 
 /// How long an answer may take.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,9 +27,9 @@ pub enum AskError {
     Io(PathBuf, #[source] io::Error),
     /// The answer does not come.
     #[error(
-        "what listens at {0} has not answered within {TIMEOUT:?}: is it a limpid, and is it stopped?"
+        "what listens at {0} has not answered within {1:?}: is it a limpid, and is it stopped?"
     )]
-    Timeout(PathBuf),
+    Timeout(PathBuf, Duration),
     /// The answer has no end.
     #[error("what listens at {0} answers with more than {ANSWER_LIMIT} bytes")]
     TooLong(PathBuf),
@@ -44,21 +44,61 @@ pub enum AskError {
     Refused(PathBuf, String),
 }
 
-/// The open flows of the daemon whose control socket is at `path`.
-pub async fn flows(path: &Path) -> Result<Vec<FlowView>, AskError> {
+/// Asks the daemon whose control socket is at `path`; `pick` takes the answer that it waits for.
+pub async fn command<T>(
+    path: &Path,
+    command: Command,
+    limit: Duration,
+    pick: impl FnOnce(Response) -> Option<T>,
+) -> Result<T, AskError> {
     let request = Request {
         version: VERSION,
-        command: Command::Flows,
+        command,
     };
-    let answer = timeout(TIMEOUT, ask(path, &request))
+    let answer = timeout(limit, ask(path, &request))
         .await
-        .map_err(|_| AskError::Timeout(path.to_owned()))??;
+        .map_err(|_| AskError::Timeout(path.to_owned(), limit))??;
     match serde_json::from_slice(&answer) {
-        Ok(Response::Flows(flows)) => Ok(flows),
-        Ok(Response::TakeOver(_)) => Err(AskError::OtherAnswer(path.to_owned())),
         Ok(Response::Error(e)) => Err(AskError::Refused(path.to_owned(), e)),
+        Ok(response) => pick(response).ok_or_else(|| AskError::OtherAnswer(path.to_owned())),
         Err(e) => Err(AskError::Answer(path.to_owned(), e)),
     }
+}
+
+/// Its open flows.
+pub async fn flows(path: &Path) -> Result<Vec<FlowView>, AskError> {
+    command(path, Command::Flows, TIMEOUT, |response| match response {
+        Response::Flows(flows) => Some(flows),
+        _ => None,
+    })
+    .await
+}
+
+/// How it does.
+pub async fn status(path: &Path) -> Result<StatusView, AskError> {
+    command(path, Command::Status, TIMEOUT, |response| match response {
+        Response::Status(status) => Some(*status),
+        _ => None,
+    })
+    .await
+}
+
+/// The servers of its pools.
+pub async fn servers(path: &Path) -> Result<Vec<ServerView>, AskError> {
+    command(path, Command::Servers, TIMEOUT, |response| match response {
+        Response::Servers(servers) => Some(servers),
+        _ => None,
+    })
+    .await
+}
+
+/// Has something done; what was done comes back in words.
+pub async fn order(path: &Path, what: Command, limit: Duration) -> Result<String, AskError> {
+    command(path, what, limit, |response| match response {
+        Response::Done(what) => Some(what),
+        _ => None,
+    })
+    .await
 }
 
 /// Connects, and sends a request.

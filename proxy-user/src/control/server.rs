@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::stat::{Mode, fchmod};
@@ -13,11 +14,14 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::{Command, FOLDER, FlowView, Request, Response, VERSION};
-use crate::registry::{Flow, Registry};
+use super::{Command, FOLDER, Request, Response, ServerSetting, VERSION, view};
+use crate::config::Name;
+use crate::daemon::shared::{Order, Shared};
+use crate::pool::Admin;
+use crate::splice::End;
 use crate::takeover::Candidate;
 
 /// How long a request may take to arrive.
@@ -101,19 +105,14 @@ impl Server {
         self.folder_made
     }
 
-    /// Answers requests; never returns. Daemons that ask to take over go to `candidates`; without, they
-    /// are refused.
-    pub async fn serve(
-        &self,
-        registry: &Registry,
-        candidates: Option<&UnboundedSender<Candidate>>,
-    ) {
+    /// Answers requests; never returns.
+    pub async fn serve(&self, shared: &Arc<Shared>) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let (registry, candidates) = (registry.clone(), candidates.cloned());
+                    let shared = Arc::clone(shared);
                     tokio::spawn(async move {
-                        if let Err(e) = answer(stream, &registry, candidates).await {
+                        if let Err(e) = answer(stream, &shared).await {
                             tracing::debug!("control socket: {e}");
                         }
                     });
@@ -188,31 +187,81 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-async fn answer(
-    mut stream: UnixStream,
-    registry: &Registry,
-    candidates: Option<UnboundedSender<Candidate>>,
-) -> io::Result<()> {
+async fn answer(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut line = Vec::new();
     let mut reader = BufReader::new(reader.take(REQUEST_LIMIT + 1));
     timeout(REQUEST_TIMEOUT, reader.read_until(b'\n', &mut line)).await??;
     let response = match command(&line) {
         Ok(Command::Flows) => {
-            Response::Flows(registry.list().iter().map(|flow| view(flow)).collect())
+            let flows = shared.registry.list();
+            Response::Flows(flows.iter().map(|flow| view::flow(flow)).collect())
         }
-        Ok(Command::TakeOver) => match candidates {
-            Some(candidates) => {
-                // Fails at the end of the daemon, which ends the connection.
-                let _ = candidates.send(Candidate::new(stream));
-                return Ok(());
-            }
-            None => Response::Error("it is ending, or taken over already".to_owned()),
+        Ok(Command::Status) => Response::Status(Box::new(view::status(shared))),
+        Ok(Command::Servers) => {
+            let pools = shared.pools();
+            Response::Servers(
+                pools
+                    .values()
+                    .flat_map(|pool| view::servers(pool))
+                    .collect(),
+            )
+        }
+        Ok(Command::SetServer {
+            pool,
+            server,
+            state: wanted,
+        }) => set_server(shared, &pool, &server, wanted),
+        Ok(Command::KillFlow(id)) if shared.end(id, End::Killed) => {
+            Response::Done(format!("flow {id} is reset"))
+        }
+        Ok(Command::KillFlow(id)) => Response::Error(format!("there is no flow {id}")),
+        Ok(Command::Reload) => reload(shared).await,
+        Ok(Command::TakeOver) => match shared.order(Order::TakeOver(Candidate::new(stream))) {
+            Ok(()) => return Ok(()),
+            Err(Order::TakeOver(candidate)) => return candidate.refuse(ENDING).await,
+            Err(Order::Reload(_)) => return Ok(()),
         },
         Err(refusal) => Response::Error(refusal),
     };
     let bytes = super::line(&response)?;
     timeout(REQUEST_TIMEOUT, writer.write_all(&bytes)).await?
+}
+
+/// Why a daemon takes no orders.
+const ENDING: &str = "it is ending, or taken over already";
+
+fn set_server(shared: &Shared, pool: &str, server: &str, wanted: ServerSetting) -> Response {
+    let pools = shared.pools();
+    let found = pools.iter().find(|(name, _)| name.as_str() == pool);
+    let Some((name, pool)) = found else {
+        let known: Vec<&str> = pools.keys().map(Name::as_str).collect();
+        return Response::Error(format!(
+            "there is no pool {pool:?}, but {}",
+            known.join(", ")
+        ));
+    };
+    let (wanted, word) = match wanted {
+        ServerSetting::Ready => (Admin::Ready, "ready"),
+        ServerSetting::Drain => (Admin::Drain, "drain"),
+        ServerSetting::Down => (Admin::Down, "down"),
+    };
+    match pool.set(server, wanted) {
+        Ok(count) => Response::Done(format!("{name}/{server}: {word} ({count} address(es))")),
+        Err(e) => Response::Error(e.to_string()),
+    }
+}
+
+async fn reload(shared: &Shared) -> Response {
+    let (done, told) = oneshot::channel();
+    if shared.order(Order::Reload(done)).is_err() {
+        return Response::Error(ENDING.to_owned());
+    }
+    match told.await {
+        Ok(Ok(done)) => Response::Done(done),
+        Ok(Err(e)) => Response::Error(format!("all is as before: {e}")),
+        Err(_) => Response::Error(ENDING.to_owned()),
+    }
 }
 
 /// What is asked, or what to say to it.
@@ -235,27 +284,4 @@ fn command(line: &[u8]) -> Result<Command, String> {
     }
     let Request { command, .. } = serde_json::from_slice(line).map_err(garbage)?;
     Ok(command)
-}
-
-fn view(flow: &Flow) -> FlowView {
-    let text = |address: Option<&dyn std::fmt::Display>| address.map(ToString::to_string);
-    FlowView {
-        id: flow.id,
-        client: text(flow.client.get().map(|a| a as _)),
-        downstream: flow.peer.to_string(),
-        upstream: text(flow.upstream.get().map(|a| a as _)),
-        source: text(flow.source.get().map(|a| a as _)),
-        engine: flow
-            .progress
-            .engine()
-            .map(|engine| engine.label().to_owned()),
-        state: flow.state().to_owned(),
-        bytes_up: flow.progress.bytes_up(),
-        bytes_down: flow.progress.bytes_down(),
-        age_ms: u64::try_from(flow.accepted.elapsed().as_millis()).unwrap_or(u64::MAX),
-        fallback: flow
-            .progress
-            .fallback()
-            .map(|reason| reason.label().to_owned()),
-    }
 }

@@ -40,13 +40,19 @@ pub enum End {
     IdleTimeout,
     /// One side had ended its stream, and the other sent nothing for the half-close timeout.
     HalfCloseTimeout,
-    /// The daemon ended it: shutdown, or by command.
+    /// The daemon ended, and did not wait for it any longer.
     Stopped,
+    /// By `limpid flow kill`.
+    Killed,
+    /// A reload has removed its listener.
+    ListenerGone,
+    /// After a reload its listener would not let its client in.
+    NoLongerAllowed,
 }
 
 impl End {
     /// Every end, for documentation and metrics.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Finished,
         Self::Reset(Side::Downstream),
         Self::Reset(Side::Upstream),
@@ -58,6 +64,9 @@ impl End {
         Self::IdleTimeout,
         Self::HalfCloseTimeout,
         Self::Stopped,
+        Self::Killed,
+        Self::ListenerGone,
+        Self::NoLongerAllowed,
     ];
 
     /// Stable name, for logs and metrics.
@@ -75,6 +84,9 @@ impl End {
             Self::IdleTimeout => "idle-timeout",
             Self::HalfCloseTimeout => "half-close-timeout",
             Self::Stopped => "stopped",
+            Self::Killed => "killed",
+            Self::ListenerGone => "listener-gone",
+            Self::NoLongerAllowed => "no-longer-allowed",
         }
     }
 }

@@ -34,7 +34,19 @@ impl EngineKind {
 }
 
 /// What the operator asks for: `--splice`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    clap::ValueEnum,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum Choice {
     /// The best engine that the flow and the kernel allow.
     #[default]
@@ -86,6 +98,8 @@ pub enum Fallback {
     /// A peer's window is smaller than the unit that the other side counts it in (`tcp_rmem` allows
     /// buffers of a GiB, say).
     WindowTooSmall,
+    /// Its listener accepts data with the SYN (`--fast-open`).
+    FastOpen,
     /// Another flow is still in the tables with the same addresses and ports.
     TupleTaken,
     /// The tables are full.
@@ -111,6 +125,7 @@ impl Fallback {
             Self::OptionsDiffer => "options-differ",
             Self::SegmentsDiffer => "segments-differ",
             Self::WindowTooSmall => "window-too-small",
+            Self::FastOpen => "fast-open",
             Self::TupleTaken => "tuple-taken",
             Self::TableFull => "table-full",
             Self::SocketRefused => "socket-refused",
@@ -148,14 +163,14 @@ pub enum EnginesError {
     Refused(Doubt),
     /// It could not be set up.
     #[error("--splice sockmap: {0}")]
-    Sockmap(#[from] SockmapError),
+    Sockmap(#[from] Arc<SockmapError>),
 }
 
 /// The engines of this daemon.
 #[derive(Debug)]
 pub struct Engines {
-    /// `None`: it is not to be used, or cannot be.
-    packet: Option<Arc<PacketEngine>>,
+    /// `Err(None)`: it was not asked for, or cannot be had here.
+    packet: Result<Arc<PacketEngine>, Option<Fallback>>,
     /// `Err(None)`: copying is what was asked for.
     sockmap: Result<Arc<Sockmap>, Option<Fallback>>,
 }
@@ -166,7 +181,7 @@ impl Engines {
     pub fn new(
         choice: Choice,
         version: Option<(u32, u32, u32)>,
-        load: impl FnOnce() -> Result<Sockmap, SockmapError>,
+        load: impl FnOnce() -> Result<Arc<Sockmap>, Arc<SockmapError>>,
     ) -> Result<Self, EnginesError> {
         let sockmap = match (choice, trust(version)) {
             (Choice::Copy, _) => Err(None),
@@ -174,21 +189,19 @@ impl Engines {
                 tracing::info!("sockmap is not used: {}", doubt.reason());
                 Err(Some(Fallback::Kernel(doubt)))
             }
-            (Choice::Auto | Choice::Packet, Trust::Trusted) => {
-                load().map(Arc::new).map_err(|error| {
-                    tracing::warn!("sockmap is not used: {error}");
-                    Some(Fallback::from(&error))
-                })
-            }
+            (Choice::Auto | Choice::Packet, Trust::Trusted) => load().map_err(|error| {
+                tracing::warn!("sockmap is not used: {error}");
+                Some(Fallback::from(&*error))
+            }),
             (Choice::Sockmap, Trust::Refused(doubt)) => return Err(EnginesError::Refused(doubt)),
             (Choice::Sockmap, Trust::OptIn(doubt)) => {
                 tracing::warn!("sockmap at your own risk: {}", doubt.reason());
-                Ok(Arc::new(load()?))
+                Ok(load()?)
             }
-            (Choice::Sockmap, Trust::Trusted) => Ok(Arc::new(load()?)),
+            (Choice::Sockmap, Trust::Trusted) => Ok(load()?),
         };
         Ok(Self {
-            packet: None,
+            packet: Err(None),
             sockmap,
         })
     }
@@ -196,17 +209,25 @@ impl Engines {
     /// With the engine `packet` before the others.
     #[must_use]
     pub fn with_packet(self, packet: Option<Arc<PacketEngine>>) -> Self {
+        let packet = packet.ok_or(None);
+        Self { packet, ..self }
+    }
+
+    /// Without it, for this reason, if it was among them.
+    #[must_use]
+    pub fn without_packet(self, reason: Fallback) -> Self {
+        let packet = self.packet.and(Err(Some(reason)));
         Self { packet, ..self }
     }
 
     /// Is the engine `packet` among them?
     #[must_use]
     pub fn has_packet(&self) -> bool {
-        self.packet.is_some()
+        self.packet.is_ok()
     }
 
-    pub(super) fn packet(&self) -> Option<&PacketEngine> {
-        self.packet.as_deref()
+    pub(super) fn packet(&self) -> Result<&PacketEngine, Option<Fallback>> {
+        self.packet.as_deref().map_err(|reason| *reason)
     }
 
     pub(super) fn sockmap(&self) -> Result<&Arc<Sockmap>, Option<Fallback>> {
@@ -218,8 +239,8 @@ impl Engines {
 mod tests {
     use super::*;
 
-    fn unavailable() -> Result<Sockmap, SockmapError> {
-        Err(SockmapError::Missing("map SOURCES"))
+    fn unavailable() -> Result<Arc<Sockmap>, Arc<SockmapError>> {
+        Err(Arc::new(SockmapError::Missing("map SOURCES")))
     }
 
     #[test]

@@ -20,6 +20,7 @@ use proxy_core::address::Client;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Listener;
 use crate::steering::Identity;
 use crate::sys;
 use crate::sys::splice as tcp;
@@ -74,6 +75,17 @@ pub struct Limits {
     pub half_close: Duration,
 }
 
+impl Limits {
+    /// Those of a listener's flows.
+    #[must_use]
+    pub fn of(listener: &Listener) -> Self {
+        Self {
+            idle: listener.idle_timeout.get(),
+            half_close: listener.half_close_timeout.get(),
+        }
+    }
+}
+
 /// Splices a flow until it ends, and closes both sockets: in order where it ended in order, with a
 /// reset on both where it did not. Or until it needs them no longer.
 pub async fn run(
@@ -99,14 +111,16 @@ pub async fn run(
         progress,
         stop,
     };
-    if let Some(engine) = engines.packet() {
-        match packet::run(engine, flow, identity).await {
+    match engines.packet() {
+        Ok(engine) => match packet::run(engine, flow, identity).await {
             Ok(forwarding) => return Spliced::Forwarded(forwarding),
             Err((back, fallback)) => {
                 progress.fell_back(fallback);
                 flow = back;
             }
-        }
+        },
+        Err(Some(fallback)) => progress.fell_back(fallback),
+        Err(None) => {}
     }
     // As long as a socket may be all that there is of the flow, its end is the flow's: in order.
     for socket in [&flow.downstream, &flow.upstream] {
@@ -149,7 +163,10 @@ impl Flow<'_> {
             | End::HandoverLost
             | End::IdleTimeout
             | End::HalfCloseTimeout
-            | End::Stopped => {
+            | End::Stopped
+            | End::Killed
+            | End::ListenerGone
+            | End::NoLongerAllowed => {
                 for socket in [&self.downstream, &self.upstream] {
                     sys::reset_on_close(socket, true);
                 }

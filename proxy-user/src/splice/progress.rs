@@ -105,7 +105,8 @@ impl Progress {
         let _ = self.engine.set(engine);
     }
 
-    pub(super) fn fell_back(&self, fallback: Fallback) {
+    /// Why it did not get a better engine; later calls change nothing.
+    pub fn fell_back(&self, fallback: Fallback) {
         let _ = self.fallback.set(fallback);
     }
 

@@ -8,8 +8,8 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 
-/// Descriptors that are received at once, at most.
-const MOST: usize = 8;
+/// Descriptors that go at once, at most: the kernel's `SCM_MAX_FD`. With more, sending is refused (EINVAL).
+const MOST: usize = 253;
 
 /// Sends `bytes`, and `descriptors` with the first of them. The receiver's are duplicates: the same
 /// sockets, and the same locks of files (flock(2): a lock is the open file description's).

@@ -98,6 +98,12 @@ pub fn reset_on_close(socket: &impl AsFd, reset: bool) {
     let _ = SockRef::from(socket).set_linger(reset.then_some(Duration::ZERO));
 }
 
+/// Takes data with the SYN (RFC 7413), of up to `most` connections at once whose handshake is not complete;
+/// 0: of none (`TCP_FASTOPEN`). `net.ipv4.tcp_fastopen` must allow it, too.
+pub fn set_fast_open(listener: &impl AsFd, most: i32) -> io::Result<()> {
+    splice::set_int(listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, most)
+}
+
 /// `CLOCK_MONOTONIC` in ns, the clock of `bpf_ktime_get_ns`.
 #[must_use]
 pub fn monotonic_ns() -> u64 {

@@ -5,7 +5,7 @@
 //! | from | says | |
 //! |---|---|---|
 //! | new | the request `take-over` | |
-//! | old | an [`Offer`], with descriptors | the listening socket and the claims on pins and filters are shared; the old one goes on as before |
+//! | old | an [`Offer`], with descriptors | the listening sockets and the claims on pins and filters are shared; the old one goes on as before |
 //! | new | `go` | its programs are in force; nothing is left that could fail |
 //! | old | `yours` | it accepts no more, and has left its flows without sockets |
 //! | old | `{"flow": N}` | a flow of its last ones needs no sockets any more, either |
@@ -15,7 +15,7 @@
 //! kept everything, afterwards that the tables hold nothing of its any more.
 //!
 //! Until `go` the new one may fail, for whatever reason, and nothing has happened. Connections that come
-//! between `go` and the new one's first accept wait in the backlog, which is the socket's and not a
+//! between `go` and the new one's first accept wait in the backlogs, which are the sockets' and not a
 //! process's. Flows that need sockets (the engines `sockmap` and `copy`, or whose header or upstream is
 //! waited for) stay with the old one until they end; then it ends itself.
 //!
@@ -46,7 +46,7 @@ pub struct Offer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Descriptor {
-    /// The listening socket.
+    /// A listening socket.
     Listener,
     /// The locked folder of the pins.
     Pins,

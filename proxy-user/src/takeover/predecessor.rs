@@ -46,7 +46,7 @@ pub enum TakeOverError {
 /// Asks the daemon whose control socket is at `path` for its place; `None` where there is none.
 pub async fn ask(path: &Path) -> Result<Option<Heritage>, TakeOverError> {
     let asked = timeout(TIMEOUT, ask_one(path)).await;
-    match asked.map_err(|_| AskError::Timeout(path.to_owned()))? {
+    match asked.map_err(|_| AskError::Timeout(path.to_owned(), TIMEOUT))? {
         Ok(heritage) => Ok(Some(heritage)),
         Err(TakeOverError::Ask(AskError::Connect(_, e))) if is_nobody(&e) => Ok(None),
         Err(e) => Err(e),
@@ -73,8 +73,8 @@ async fn ask_one(path: &Path) -> Result<Heritage, TakeOverError> {
     match serde_json::from_slice(&answer) {
         Ok(Response::TakeOver(offer)) => Heritage::new(stream, &offer, parts)
             .ok_or_else(|| TakeOverError::Offer(path.to_owned(), "no listening socket")),
-        Ok(Response::Flows(_)) => Err(AskError::OtherAnswer(path.to_owned()).into()),
         Ok(Response::Error(e)) => Err(AskError::Refused(path.to_owned(), e).into()),
+        Ok(_) => Err(AskError::OtherAnswer(path.to_owned()).into()),
         Err(e) => Err(AskError::Answer(path.to_owned(), e).into()),
     }
 }
@@ -97,8 +97,8 @@ async fn receive(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
 /// What a running daemon shares, and will give away.
 #[derive(Debug)]
 pub struct Heritage {
-    /// The listening socket.
-    pub listener: OwnedFd,
+    /// The listening sockets.
+    pub listeners: Vec<OwnedFd>,
     /// What it has in the kernel, if anything.
     pub kernel: Option<Inherited>,
     /// The folder of the control socket was made for it.
@@ -113,10 +113,10 @@ pub struct Deed(UnixStream);
 
 impl Heritage {
     fn new(stream: UnixStream, offer: &Offer, parts: Vec<OwnedFd>) -> Option<Self> {
-        let (mut listener, mut folder, mut filters) = (None, None, None);
+        let (mut listeners, mut folder, mut filters) = (Vec::new(), None, None);
         for (what, part) in offer.descriptors.iter().zip(parts) {
             match what {
-                Descriptor::Listener => listener = Some(part),
+                Descriptor::Listener => listeners.push(part),
                 Descriptor::Pins => folder = Some(part),
                 Descriptor::Filters => filters = Some(part),
             }
@@ -126,8 +126,8 @@ impl Heritage {
             filters,
             steers: offer.steers,
         });
-        Some(Self {
-            listener: listener?,
+        (!listeners.is_empty()).then_some(Self {
+            listeners,
             kernel,
             folder_made: offer.folder_made,
             deed: Deed(stream),

@@ -16,8 +16,8 @@ use crate::sys::descriptors;
 /// What there is to share.
 #[derive(Debug)]
 pub struct Estate<'a> {
-    /// The listening socket.
-    pub listener: BorrowedFd<'a>,
+    /// The listening sockets.
+    pub listeners: Vec<BorrowedFd<'a>>,
     /// The locked folder of the pins.
     pub folder: Option<BorrowedFd<'a>>,
     /// The claim on the filters.
@@ -46,14 +46,15 @@ impl Candidate {
 
     /// Shares what there is.
     pub async fn offer(mut self, estate: &Estate<'_>) -> io::Result<Preparing> {
-        let parts = [
-            (Descriptor::Listener, Some(estate.listener)),
+        let listeners = estate.listeners.iter().map(|l| (Descriptor::Listener, *l));
+        let others = [
             (Descriptor::Pins, estate.folder),
             (Descriptor::Filters, estate.filters),
         ];
-        let parts = parts
+        let others = others
             .into_iter()
             .filter_map(|(what, part)| Some((what, part?)));
+        let parts = listeners.chain(others);
         let (names, parts): (Vec<Descriptor>, Vec<BorrowedFd<'_>>) = parts.unzip();
         let offer = line(&Response::TakeOver(Offer {
             descriptors: names,

@@ -3,6 +3,7 @@
 
 mod arrival;
 mod conntrack;
+mod lookup;
 mod netlink;
 mod pair;
 mod program;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     conntrack::add_to(&mut suite);
     netlink::add_to(&mut suite);
     reset::add_to(&mut suite);
+    lookup::add_to(&mut suite);
     program::add_to(&mut suite);
     suite.run()
 }

@@ -20,7 +20,7 @@ const LISTEN: u16 = 8080;
 /// What was seen of one request.
 struct Row {
     client: SocketAddr,
-    haproxy: String,
+    haproxy: SocketAddr,
     nginx: SocketAddr,
     engine: String,
     bytes: String,
@@ -59,7 +59,7 @@ async fn show() -> Result<()> {
         println!(
             "{:<24} {:<24} {:<24} {:<8} {}",
             row.client.to_string(),
-            row.haproxy,
+            row.haproxy.to_string(),
             row.nginx.to_string(),
             row.engine,
             row.bytes
@@ -138,15 +138,14 @@ async fn one(family: Family) -> Result<Row> {
         "pins are left: {:?}",
         limpid.pinned()?
     );
-    let seen = haproxy.output()?;
-    let seen = seen
-        .lines()
-        .last()
-        .context("HAProxy logged nothing")?
-        .to_owned();
+    let seen = haproxy
+        .wait_for_connections(1)
+        .await?
+        .pop()
+        .context("HAProxy logged nothing")?;
     Ok(Row {
         client: address,
-        haproxy: seen,
+        haproxy: seen.client,
         nginx: request.remote,
         engine: record.get("engine")?,
         bytes: format!("{}/{}", record.get("bytes_up")?, record.get("bytes_down")?),

@@ -58,10 +58,22 @@ pub struct Options {
 impl Options {
     /// A plain listener: no header, the proxy's own address upstream.
     pub fn new(listen: SocketAddr, upstream: SocketAddr) -> Self {
-        let args = vec![
-            format!("--listen={listen}"),
-            format!("--upstream={upstream}"),
-        ];
+        Self::of(
+            listen,
+            vec![
+                "--log-format=json".to_owned(),
+                format!("--listen={listen}"),
+                format!("--upstream={upstream}"),
+            ],
+        )
+    }
+
+    /// All of it from a file, which has a listener at `listen` and `log-format = "json"`.
+    pub fn from_file(listen: SocketAddr, file: &Path) -> Self {
+        Self::of(listen, vec![format!("--config={}", file.display())])
+    }
+
+    fn of(listen: SocketAddr, args: Vec<String>) -> Self {
         Self {
             listen,
             args,
@@ -143,7 +155,7 @@ impl Limpid {
             options.mounts_itself,
         )?;
         let control = lab.path().join(format!("{name}.sock"));
-        let mut args = vec!["run".to_owned(), "--log-format=json".to_owned()];
+        let mut args = vec!["run".to_owned()];
         args.extend([
             instance_arg(&instance),
             bpffs_arg(&mount.path),
@@ -182,14 +194,33 @@ impl Limpid {
         self.bpffs.join("limpid").join(&self.instance)
     }
 
+    /// Runs `limpid COMMAND`, told which daemon is meant.
+    pub fn ask(&self, host: &Host, command: &[&str]) -> Result<Output> {
+        let mut args: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
+        args.extend([instance_arg(&self.instance), control_arg(&self.control)]);
+        run(host, &args)
+    }
+
+    /// The same for one that must succeed; returns what it printed.
+    pub fn tell(&self, host: &Host, command: &[&str]) -> Result<String> {
+        let output = self.ask(host, command)?;
+        ensure!(
+            output.status.success(),
+            "limpid {command:?}: {}",
+            show(&output)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// What `limpid COMMAND --json` prints.
+    pub fn json(&self, host: &Host, command: &str) -> Result<Value> {
+        let text = self.tell(host, &[command, "--json"])?;
+        serde_json::from_str(&text).with_context(|| text)
+    }
+
     /// The flows of `limpid flows --json`.
     pub fn flows(&self, host: &Host) -> Result<Vec<Value>> {
-        let mut args = vec!["flows".to_owned(), "--json".to_owned()];
-        args.extend([instance_arg(&self.instance), control_arg(&self.control)]);
-        let output = run(host, &args)?;
-        ensure!(output.status.success(), "limpid flows: {}", show(&output));
-        let text = String::from_utf8(output.stdout)?;
-        serde_json::from_str(&text).with_context(|| text)
+        Ok(serde_json::from_value(self.json(host, "flows")?)?)
     }
 
     /// Waits until `limpid flows` shows `count` flows, and returns them.

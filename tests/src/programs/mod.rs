@@ -2,8 +2,10 @@
 
 mod haproxy;
 mod limpid;
+pub mod load;
 mod nginx;
+pub mod service;
 
-pub use haproxy::Haproxy;
+pub use haproxy::{Connection, Haproxy};
 pub use limpid::{AccessLine, Engine, Limpid, Options, limpid_binary, run, show};
-pub use nginx::{Nginx, Request};
+pub use nginx::{Nginx, Request, TLVS as NGINX_TLVS};

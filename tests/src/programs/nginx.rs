@@ -3,11 +3,36 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::net::Host;
 use crate::process::{Process, eventually};
+use crate::suite::Need;
+
+const PROGRAM: &str = "/usr/sbin/nginx";
+
+/// An nginx that tells of the TLVs of a header: the variables `$proxy_protocol_tlv_…` are there from 1.23.2
+/// on.
+pub const TLVS: Need = Need::Other(|| {
+    let found = VERSION.map(|(major, minor, patch)| format!("{major}.{minor}.{patch}"));
+    let found = found.unwrap_or_else(|| "of no known version".to_owned());
+    (!reads_tlvs()).then(|| format!("nginx is {found}, before 1.23.2 it keeps TLVs to itself"))
+});
+
+static VERSION: LazyLock<Option<(u32, u32, u32)>> = LazyLock::new(|| {
+    let output = Command::new(PROGRAM).arg("-v").output().ok()?;
+    let text = String::from_utf8(output.stderr).ok()?;
+    let (_, version) = text.trim().split_once("nginx/")?;
+    let mut numbers = version.split(['.', ' ']).map_while(|n| n.parse().ok());
+    Some((numbers.next()?, numbers.next()?, numbers.next()?))
+});
+
+fn reads_tlvs() -> bool {
+    VERSION.is_some_and(|version| version >= (1, 23, 2))
+}
 
 /// Where Debian keeps the module for `stream` blocks.
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
@@ -25,6 +50,8 @@ pub struct Request {
     pub remote: SocketAddr,
     /// `$proxy_protocol_addr` and `$proxy_protocol_port`: what a header said, if one was read.
     pub proxied: Option<SocketAddr>,
+    /// `$proxy_protocol_tlv_unique_id`, if a header had one and nginx tells of it ([`TLVS`]).
+    pub unique_id: Option<String>,
 }
 
 impl Nginx {
@@ -88,9 +115,14 @@ impl Nginx {
     }
 
     fn logging(name: &str, directory: &Path, host: &Host) -> String {
+        let unique_id = if reads_tlvs() {
+            "$proxy_protocol_tlv_unique_id"
+        } else {
+            "-"
+        };
         format!(
-            "log_format who '$remote_addr $remote_port $proxy_protocol_addr $proxy_protocol_port'; \
-             access_log {} who;",
+            "log_format who '$remote_addr $remote_port $proxy_protocol_addr $proxy_protocol_port \
+             {unique_id}'; access_log {} who;",
             Self::path(name, directory, host).display()
         )
     }
@@ -112,8 +144,7 @@ impl Nginx {
         )?;
         let args = ["-e", "stderr", "-c", &config.to_string_lossy()];
         let name = format!("nginx-{}", host.name());
-        let mut process =
-            Process::start(host, directory, &name, Path::new("/usr/sbin/nginx"), &args)?;
+        let mut process = Process::start(host, directory, &name, Path::new(PROGRAM), &args)?;
         process.wait_until_listening(host, port)?;
         Ok(Self {
             process,
@@ -128,15 +159,20 @@ impl Request {
             Ok(SocketAddr::new(ip.parse::<IpAddr>()?, port.parse()?))
         };
         let words: Vec<&str> = line.split_whitespace().collect();
-        let parsed = match words[..] {
-            [ip, port, "-", "-"] => address(ip, port).map(|remote| (remote, None)),
-            [ip, port, ip2, port2] => {
-                address(ip, port).and_then(|remote| Ok((remote, Some(address(ip2, port2)?))))
-            }
-            _ => Err(anyhow::anyhow!("four fields expected")),
+        let parse = || {
+            let [ip, port, proxied_ip, proxied_port, unique_id] = words[..] else {
+                bail!("five fields expected");
+            };
+            Ok(Self {
+                remote: address(ip, port)?,
+                proxied: match (proxied_ip, proxied_port) {
+                    ("-", "-") => None,
+                    _ => Some(address(proxied_ip, proxied_port)?),
+                },
+                unique_id: (unique_id != "-").then(|| unique_id.to_owned()),
+            })
         };
-        let (remote, proxied) = parsed.with_context(|| format!("access line {line:?}"))?;
-        Ok(Self { remote, proxied })
+        parse().with_context(|| format!("access line {line:?}"))
     }
 }
 

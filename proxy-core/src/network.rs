@@ -1,7 +1,7 @@
-//! Which peers may send a PROXY header.
+//! Lists of networks: which peers may send a PROXY header, which clients are let in.
 //!
-//! Whoever may send a header may name any client, so the list is explicit and an empty list trusts
-//! nobody. What happens to a peer that is not on it is the listener's decision, not this module's.
+//! Whoever may send a header may name any client, so the list is explicit and an empty list holds
+//! nobody. What happens to an address that is not on it is the listener's decision, not this module's.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,8 +9,6 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
-
-use crate::address::Peer;
 
 /// The length of the prefix under which IPv6 spells IPv4 addresses, `::ffff:0:0/96`.
 const MAPPED_PREFIX_LEN: u8 = 96;
@@ -21,7 +19,7 @@ const MAPPED_PREFIX_LEN: u8 = 96;
 /// addresses is the IPv4 network that it spells. `0.0.0.0/0` is how one says "anyone": every peer,
 /// IPv6 included. `::/0` is every IPv6 peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct TrustedNet(IpNet);
+pub struct Network(IpNet);
 
 /// A value that is no network.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -29,26 +27,27 @@ pub struct TrustedNet(IpNet);
     "{value:?} is not a network: write an address with a prefix length \
      (192.0.2.0/24, 2001:db8::/32) or an address alone (192.0.2.1)"
 )]
-pub struct ParseTrustedNetError {
+pub struct ParseNetworkError {
     value: String,
 }
 
-impl TrustedNet {
-    fn contains(&self, ip: IpAddr) -> bool {
+impl Network {
+    /// Whether `ip` is in it.
+    pub fn contains(&self, ip: IpAddr) -> bool {
         let anyone = self.0.addr().is_ipv4() && self.0.prefix_len() == 0;
         anyone || self.0.contains(&ip)
     }
 }
 
-impl FromStr for TrustedNet {
-    type Err = ParseTrustedNetError;
+impl FromStr for Network {
+    type Err = ParseNetworkError;
 
     fn from_str(value: &str) -> Result<Self, Self::Err> {
         let network = value
             .parse::<IpNet>()
             .ok()
             .or_else(|| value.parse::<IpAddr>().ok().map(IpNet::from))
-            .ok_or_else(|| ParseTrustedNetError {
+            .ok_or_else(|| ParseNetworkError {
                 value: value.to_owned(),
             })?;
         Ok(Self(unmapped(network).trunc()))
@@ -70,30 +69,31 @@ fn unmapped(network: IpNet) -> IpNet {
     }
 }
 
-impl fmt::Display for TrustedNet {
+impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-/// The peers that may send a PROXY header.
+/// A list of networks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TrustedPeers(Vec<TrustedNet>);
+pub struct Networks(Vec<Network>);
 
-impl TrustedPeers {
-    /// Whether `peer` is on the list.
-    pub fn contains(&self, peer: Peer) -> bool {
-        self.0.iter().any(|net| net.contains(peer.ip()))
+impl Networks {
+    /// Whether `ip` is in one of them. An IPv4-mapped address is compared as it stands: the types of
+    /// [`crate::address`] make it IPv4.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        self.0.iter().any(|net| net.contains(ip))
     }
 
-    /// Whether the list trusts nobody.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-impl FromIterator<TrustedNet> for TrustedPeers {
-    fn from_iter<I: IntoIterator<Item = TrustedNet>>(nets: I) -> Self {
+impl FromIterator<Network> for Networks {
+    fn from_iter<I: IntoIterator<Item = Network>>(nets: I) -> Self {
         Self(nets.into_iter().collect())
     }
 }
@@ -101,11 +101,12 @@ impl FromIterator<TrustedNet> for TrustedPeers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Peer;
 
     fn trusts(nets: &[&str], ip: &str) -> bool {
-        let peers: TrustedPeers = nets.iter().map(|net| net.parse().unwrap()).collect();
+        let peers: Networks = nets.iter().map(|net| net.parse().unwrap()).collect();
         let ip: IpAddr = ip.parse().unwrap();
-        peers.contains(Peer::new((ip, 1234).into()))
+        peers.contains(Peer::new((ip, 1234).into()).ip())
     }
 
     #[test]
@@ -135,7 +136,7 @@ mod tests {
         assert!(trusts(&["::ffff:10.0.0.0/104"], "10.1.2.3"));
         assert!(trusts(&["::ffff:10.1.2.3"], "::ffff:10.1.2.3"));
         assert!(!trusts(&["::ffff:10.0.0.0/104"], "11.1.2.3"));
-        let net: TrustedNet = "::ffff:10.1.2.3/104".parse().unwrap();
+        let net: Network = "::ffff:10.1.2.3/104".parse().unwrap();
         assert_eq!(net.to_string(), "10.0.0.0/8");
     }
 
@@ -149,7 +150,7 @@ mod tests {
             "10.0.0.1:80",
             "10/8",
         ] {
-            let message = value.parse::<TrustedNet>().unwrap_err().to_string();
+            let message = value.parse::<Network>().unwrap_err().to_string();
             assert!(message.contains(&format!("{value:?}")), "{message}");
             assert!(message.contains("192.0.2.0/24"), "{message}");
         }

@@ -20,7 +20,7 @@ use crate::segment::Shift;
 ///
 /// A daemon refuses to adopt maps of another version. Raise it with any change to a struct or to
 /// the meaning of a field.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// An IPv4 or IPv6 address, in network byte order; IPv4 as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
 #[repr(C, align(4))]
@@ -217,13 +217,9 @@ pub const SEEN_ENDED: u16 = 1 << 4;
 /// [`Forward::seen`]: the entry is in force. Before, packets take the way to the socket.
 pub const SEEN_SWITCH: u16 = 1 << 5;
 
-/// [`Forward::seen`]: the sender of these packets has not acknowledged yet all that our socket has
-/// acknowledged in its stead.
-pub const SEEN_LESS: u16 = 1 << 6;
-
 /// [`Forward::seen`]: the sender's connection has ECN (RFC 3168) and the receiver's has not: what the IP
 /// header says of it is taken off.
-pub const SEEN_ECN_ALONE: u16 = 1 << 7;
+pub const SEEN_ECN_ALONE: u16 = 1 << 6;
 
 /// What a packet of a spliced flow becomes. Value of `FORWARDS`, whose key is the packet's tuple as it
 /// arrives: a flow has one entry for what the client's side sends and one for what the backend sends.
@@ -257,10 +253,12 @@ pub struct Forward {
     /// What, added to `CLOCK_MONOTONIC` in ms, is the timestamp clock that the receiver knows us by.
     pub clock: u32,
     /// What our socket has acknowledged to the receiver, in the receiver's count. Nothing less is
-    /// acknowledged while [`SEEN_LESS`].
+    /// acknowledged while `below_floor`.
     pub floor: u32,
-    /// Padding, 0.
-    pub reserved: u32,
+    /// 1 until the sender of these packets has acknowledged all that our socket has acknowledged in its
+    /// stead, then 0. Not a bit of `seen`: two packets of a direction may be at two CPUs, and who clears a bit
+    /// takes back what the other has set.
+    pub below_floor: u32,
     /// The last window field seen, as it was sent.
     pub window: u16,
     /// `SEEN_*` bits.

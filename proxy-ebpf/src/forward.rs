@@ -10,7 +10,7 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::TcContext;
 use proxy_common::flow::{
-    Forward, SEEN_ECN_ALONE, SEEN_ENDED, SEEN_FIN, SEEN_LESS, SEEN_RST, SEEN_SWITCH, Tuple,
+    Forward, SEEN_ECN_ALONE, SEEN_ENDED, SEEN_FIN, SEEN_RST, SEEN_SWITCH, Tuple,
 };
 use proxy_common::packet::{ACK, ETHERNET, FIN, RST, SYN, Tcp};
 use proxy_common::segment::{self, BUFFER, MAX_HEADER, TS_ECR_KNOWN, TS_VAL_KNOWN};
@@ -130,11 +130,11 @@ fn translate(
     }
     scratch.new = scratch.old;
     segment::translate(&mut scratch.new, bounded(len), &entry.shift);
-    if entry.seen & SEEN_LESS != 0
+    if entry.below_floor != 0
         && segment::has_acknowledgement(&scratch.new)
         && segment::raise_acknowledgement(&mut scratch.new, entry.floor, entry.shift.window_to)
     {
-        entry.seen &= !SEEN_LESS;
+        entry.below_floor = 0;
     }
     if entry.seen & SEEN_ECN_ALONE != 0 {
         packet::clear_ecn(ctx, packet)?;

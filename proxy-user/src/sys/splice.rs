@@ -39,6 +39,14 @@ pub fn is_established(socket: &impl AsFd) -> io::Result<bool> {
     Ok(info(socket)?.tcpi_state == ESTABLISHED)
 }
 
+/// Has the other side ended its stream, or reset the connection?
+pub fn has_peer_ended(socket: &impl AsFd) -> io::Result<bool> {
+    // Of the kernel's net/tcp_states.h: `TCP_TIME_WAIT`, `TCP_CLOSE`, `TCP_CLOSE_WAIT`, `TCP_LAST_ACK`,
+    // `TCP_CLOSING`.
+    const ENDED: [u8; 5] = [6, 7, 8, 9, 11];
+    Ok(ENDED.contains(&info(socket)?.tcpi_state))
+}
+
 pub(super) fn info(socket: &impl AsFd) -> io::Result<tcp_info> {
     // SAFETY: `tcp_info` consists of integers: all zeroes is a value.
     let mut info: tcp_info = unsafe { std::mem::zeroed() };

@@ -50,7 +50,8 @@ pub(super) async fn run(
             break Some(end);
         }
         sleep(SETTLE).await;
-        if matches!(work, Ok(Work::Pointless)) || !sockets.into_iter().any(has_arrived) {
+        let arrived = guard.up.has_more(sockets[0]) || guard.down.has_more(sockets[1]);
+        if matches!(work, Ok(Work::Pointless)) || !arrived {
             // Killed from here on, the daemon leaves the flow as it is. Not earlier: what arrives at a socket
             // is acknowledged, and nobody would hand it over or send it again.
             record.state = SETTLED;
@@ -64,10 +65,6 @@ pub(super) async fn run(
     // Both are in repair mode: they are closed without a word.
     drop(flow);
     (end, record)
-}
-
-fn has_arrived(socket: &TcpStream) -> bool {
-    tcp::receive_queue(socket).is_ok_and(|bytes| bytes > 0)
 }
 
 /// Why a guard has stopped.
@@ -219,6 +216,12 @@ impl Handover {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(_) => Err(End::Reset(source.other())),
         }
+    }
+
+    /// Has something come from the source that is not handed over: bytes, or the end of the stream?
+    fn has_more(&self, from: &TcpStream) -> bool {
+        let bytes = tcp::receive_queue(from).is_ok_and(|bytes| bytes > 0);
+        bytes || !self.ended && tcp::has_peer_ended(from).unwrap_or(false)
     }
 
     /// Is there nothing that has been read and not written?

@@ -1,6 +1,6 @@
 //! May two connections be joined, and what the entries of the joined flow say.
 
-use proxy_common::flow::{Forward, Record, SEEN_ECN_ALONE, SEEN_LESS};
+use proxy_common::flow::{Forward, Record, SEEN_ECN_ALONE};
 use proxy_common::segment::Shift;
 
 use super::super::Fallback;
@@ -92,13 +92,13 @@ impl Legs {
             acked: from.write,
             clock: to.clock,
             floor: to.received,
-            reserved: 0,
+            below_floor: 1,
             window: u16::try_from(from.negotiated.window >> from.negotiated.their_scale)
                 .unwrap_or(u16::MAX),
             seen: if from.negotiated.ecn && !both_ecn {
-                SEEN_LESS | SEEN_ECN_ALONE
+                SEEN_ECN_ALONE
             } else {
-                SEEN_LESS
+                0
             },
         };
         let downstream = Forward {

@@ -3,7 +3,6 @@
 use anyhow::{Result, ensure};
 use limpid_tests::net::Family;
 use limpid_tests::suite::Suite;
-use proxy_common::flow::SEEN_LESS;
 use proxy_common::packet::{ACK, FIN};
 use proxy_common::segment;
 
@@ -111,7 +110,7 @@ fn acknowledges_no_less(family: Family) -> Result<()> {
     let floor = shown.wrapping_add(5000);
     flow.table.update(super::spliced::FLOW, &flow.up, |entry| {
         entry.floor = floor;
-        entry.seen |= SEEN_LESS;
+        entry.below_floor = 1;
     });
     let sequence = START_UP.wrapping_add(UP.seq);
     // 4096 << 7 bytes, less 5000, in units of 1 << 9; then less than was acknowledged.
@@ -119,17 +118,17 @@ fn acknowledges_no_less(family: Family) -> Result<()> {
         let header = Header::new(ACK, START_UP, ACKED_UP, field);
         let expected = Header::new(ACK, sequence, floor, left);
         flow.becomes(&flow.up, &header, b"x", &expected)?;
-        ensure!(flow.entry(&flow.up)?.seen & SEEN_LESS != 0);
+        ensure!(flow.entry(&flow.up)?.below_floor == 1);
         // Noted as it was sent.
         ensure!(flow.entry(&flow.up)?.acked == ACKED_UP);
     }
     // A segment that acknowledges nothing does not begin to.
     flow.is_translated(&Header::new(PSH, START_UP, 0, 4096), b"x")?;
-    ensure!(flow.entry(&flow.up)?.seen & SEEN_LESS != 0);
+    ensure!(flow.entry(&flow.up)?.below_floor == 1);
     // From here on its sender says it by itself, and may even be behind again (reordered).
     let caught_up = Header::new(ACK | FIN, START_UP, ACKED_UP.wrapping_add(5000), 4096);
     flow.is_translated(&caught_up, b"")?;
-    ensure!(flow.entry(&flow.up)?.seen & SEEN_LESS == 0);
+    ensure!(flow.entry(&flow.up)?.below_floor == 0);
     let translated = caught_up.translated(&UP);
     ensure!(segment::acknowledgement(&translated.buffer) == floor);
     flow.is_translated(&Header::new(ACK, START_UP, ACKED_UP, 4096), b"")

@@ -198,7 +198,7 @@ fn forward(rewrite: Tuple, shift: Shift, next_seq: u32, acked: u32) -> Forward {
         acked,
         clock: 0,
         floor: 0,
-        reserved: 0,
+        below_floor: 0,
         window: 0,
         seen: 0,
     }

@@ -165,26 +165,32 @@ impl Observer {
     /// One that writes access lines there.
     pub fn new(target: &LogTarget, format: AccessLogFormat) -> Result<Self, OpenError> {
         let observer = Self::default();
-        observer.log_to(target, format)?;
+        observer.log_to(observer.open_log(target, format)?);
         Ok(observer)
     }
 
-    /// From now on access lines go there, for a reload; a file is opened anew. Lines that wait are written to
-    /// where they went before. On an error all stays as it is.
-    pub fn log_to(&self, target: &LogTarget, format: AccessLogFormat) -> Result<(), OpenError> {
-        let lost = self.metrics.access_lines_lost();
-        self.access_log
-            .store(Arc::new(AccessLog::open(target, format, lost)?));
-        Ok(())
+    /// A log for [`Self::log_to`], whose lost lines are counted here; a file is opened anew.
+    pub fn open_log(
+        &self,
+        target: &LogTarget,
+        format: AccessLogFormat,
+    ) -> Result<AccessLog, OpenError> {
+        AccessLog::open(target, format, self.metrics.access_lines_lost())
+    }
+
+    /// From now on access lines go there. Lines that wait are written to where they went before.
+    pub fn log_to(&self, log: AccessLog) {
+        self.access_log.store(Arc::new(log));
     }
 
     /// The same target is opened anew, for SIGUSR1: whoever rotates logs has renamed the file.
     pub fn reopen(&self) -> Result<(), OpenError> {
         let now = self.access_log.load_full();
         match now.target() {
-            Some((target, format)) => self.log_to(target, format),
-            None => Ok(()),
+            Some((target, format)) => self.log_to(self.open_log(target, format)?),
+            None => {}
         }
+        Ok(())
     }
 
     /// Waits until all access lines so far are written, or for as long as is reasonable.

@@ -59,6 +59,8 @@ pub enum Need {
 pub const HAPROXY: Need = Need::Program("/usr/sbin/haproxy");
 /// nginx with its stream module.
 pub const NGINX: Need = Need::Program("/usr/sbin/nginx");
+/// What starts a program as a socket unit of systemd does.
+pub const SOCKET_ACTIVATE: Need = Need::Program("/usr/bin/systemd-socket-activate");
 
 impl Need {
     /// Why it is not met, if it is not.

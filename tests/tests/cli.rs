@@ -10,9 +10,9 @@ use limpid_tests::net::{Family, Host, Plan, Topology};
 use limpid_tests::process::PATIENCE;
 use limpid_tests::programs::{Engine, Limpid, Options, limpid_binary, run, show};
 use limpid_tests::scene::{LISTEN, Scene, UPSTREAM};
-use limpid_tests::suite::{Lab, Suite};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use limpid_tests::suite::{Lab, SOCKET_ACTIVATE, Suite};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 
 /// The status of a command line that cannot be.
 const USAGE: i32 = 2;
@@ -49,6 +49,13 @@ fn main() -> ExitCode {
     suite.test("control_socket_replaced", &[], control_socket_replaced);
     suite.test("control_requests", &[], control_requests);
     suite.test("port_in_use", &[], port_in_use);
+    for family in Family::ALL {
+        suite.test(
+            format!("socket_activation_{family}"),
+            &[SOCKET_ACTIVATE],
+            move |lab| socket_activation(lab, family),
+        );
+    }
     suite.test("client_source_to_loopback", &[], |lab| async move {
         to_loopback(&lab)
     });
@@ -408,6 +415,52 @@ async fn port_in_use(lab: Lab) -> Result<()> {
         log.contains(&address.to_string()) && !log.contains("panicked"),
         "{log}"
     );
+    Ok(())
+}
+
+/// The first connection starts the daemon, on the socket that it came to; one that nobody asked for is closed.
+async fn socket_activation(lab: Lab, family: Family) -> Result<()> {
+    let net = Topology::standard()?;
+    let listen = net.proxy_addr(family, LISTEN);
+    let other = net.proxy_addr(family, LISTEN + 1);
+    let mut scene = Scene::on(net, &lab, family, |options| {
+        options.accept_proxy(family.everything()).under(&[
+            "systemd-socket-activate",
+            &format!("--listen={listen}"),
+            &format!("--listen={other}"),
+        ])
+    })
+    .await?;
+    ensure!(!scene.limpid.log()?.contains("ready"), "started too early");
+    let mut pair = scene.open().await?;
+    talk(&mut pair.client, &mut pair.server).await?;
+    // Nobody else could have bound the address meanwhile: it is the socket that was passed on.
+    scene
+        .limpid
+        .wait_for_log(&format!("a socket that was handed over listens on {other}"))
+        .await?;
+    ensure!(!scene.net.proxy.listens(LISTEN + 1)?, "it is not closed");
+    // The daemon's own clients do not depend on who has made the socket.
+    let mut second = scene.open().await?;
+    talk(&mut second.client, &mut second.server).await?;
+    drop((pair, second));
+    ensure!(scene.limpid.terminate(PATIENCE)?.success(), "its end");
+    ensure!(!scene.net.proxy.listens(LISTEN)?, "it still listens");
+    Ok(())
+}
+
+/// A word each way.
+async fn talk(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
+    say(client, server).await?;
+    say(server, client).await
+}
+
+async fn say(from: &mut TcpStream, to: &mut TcpStream) -> Result<()> {
+    const WORD: &[u8; 4] = b"word";
+    from.write_all(WORD).await?;
+    let mut heard = [0; WORD.len()];
+    to.read_exact(&mut heard).await?;
+    ensure!(&heard == WORD, "{heard:?}");
     Ok(())
 }
 

@@ -56,6 +56,10 @@ const PROGRAMS: &[Program] = &[
         package: "prometheus",
         proof: Proof::Command("promtool"),
     },
+    Program {
+        package: "systemd",
+        proof: Proof::Command("systemd-socket-activate"),
+    },
 ];
 
 /// What the benchmark starts beside these.

@@ -314,7 +314,7 @@ fn a_file_that_was_renamed_is_left() {
     assert_eq!(ids(&path), ["id=3"]);
     let gone = LogTarget::File(folder.path().join("no/log"));
     let error = observer
-        .log_to(&gone, AccessLogFormat::Json)
+        .open_log(&gone, AccessLogFormat::Json)
         .expect_err("no such folder");
     assert!(error.to_string().contains("no/log"), "{error}");
     drop(connection());

@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::access_log::OpenError;
+use crate::access_log::{AccessLog, OpenError};
 use crate::bpf::LoadError;
 use crate::bpf::attach::RemoveError;
 use crate::bpf::pins::{self, Pins};
@@ -274,6 +274,12 @@ impl Place {
     }
 }
 
+/// What is ready for a configuration, and not in force yet.
+struct Prepared {
+    services: Services,
+    log: AccessLog,
+}
+
 /// What a configuration is put in force with.
 struct Setup {
     shared: Arc<Shared>,
@@ -299,8 +305,10 @@ impl Setup {
         inherited: Option<Inherited>,
         deed: Option<Deed>,
     ) -> Result<Accepting, RunError> {
-        let services = self.prepare(&config, &pools, inherited).await?;
+        let Prepared { services, log } = self.prepare(&config, &pools, inherited).await?;
         self.clamp_segments(&bound).await;
+        // Whoever comes now waits in a backlog.
+        let listeners = bound.open()?;
         let metrics = config.daemon.metrics;
         let conversation = match deed {
             Some(deed) => {
@@ -316,12 +324,12 @@ impl Setup {
                 None
             }
         };
+        self.shared.registry.observer().log_to(log);
         self.kernel.take_over();
         let elders = self.kernel.elders();
         self.predecessor = Predecessor::find(conversation, elders, &self.shared.forwarded);
         self.shared.serves(config, pools, &services);
         self.keep_forwarded()?;
-        let listeners = bound.open()?;
         Ok(Accepting::start(
             Arc::clone(&self.shared),
             listeners,
@@ -342,7 +350,7 @@ impl Setup {
         config: &Config,
         pools: &Pools,
         inherited: Option<Inherited>,
-    ) -> Result<Services, RunError> {
+    ) -> Result<Prepared, RunError> {
         let needs = Needs::of(config);
         let forwarded = &self.shared.forwarded;
         let upstreams = addresses(pools);
@@ -354,9 +362,8 @@ impl Setup {
         }
         let services = self.services(config, pools)?;
         let (target, format) = (&config.daemon.access_log, config.daemon.access_log_format);
-        let observer = self.shared.registry.observer();
-        observer.log_to(target, format)?;
-        Ok(services)
+        let log = self.shared.registry.observer().open_log(target, format)?;
+        Ok(Prepared { services, log })
     }
 
     /// Another configuration for a daemon at work. If this fails, all is as before.
@@ -370,13 +377,15 @@ impl Setup {
         reachable(&self.netlink, &config, &pools).await?;
         let mut sockets = accepting.again().map_err(RunError::Sockets)?;
         let bound = Bound::bind(&config.listeners, &mut sockets)?;
-        let services = self.prepare(&config, &pools, None).await?;
+        let Prepared { services, log } = self.prepare(&config, &pools, None).await?;
         self.clamp_segments(&bound).await;
         self.keep_forwarded()?;
+        let listeners = bound.open()?;
         self.scraped
             .listen(config.daemon.metrics, &self.shared)
             .await?;
-        let listeners = bound.open()?;
+        // Nothing fails from here on.
+        self.shared.registry.observer().log_to(log);
         accepting.pause().await;
         self.shared.serves(config, pools, &services);
         *accepting = Accepting::start(Arc::clone(&self.shared), listeners, services);

@@ -110,7 +110,7 @@ enum Xtask {
         arguments: Vec<OsString>,
     },
 
-    /// Run the unit tests, then the integration tests
+    /// Run the unit tests and the integration tests
     ///
     /// The integration tests need root and other proxies, servers and tools. As root on Debian
     /// the missing ones are installed, without their services being started or enabled. Elsewhere

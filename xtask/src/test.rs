@@ -1,4 +1,4 @@
-//! `cargo xtask test`: the unit tests of every crate, then the integration tests.
+//! `cargo xtask test`: the unit tests of every crate, and the integration tests.
 
 use std::ffi::{OsStr, OsString};
 use std::process::Command;
@@ -11,8 +11,9 @@ use crate::step::{self, step};
 use crate::tally::Tally;
 use crate::{programs, workspace};
 
-/// The package of the integration tests.
-const INTEGRATION: &str = "limpid-tests";
+/// Which packages' tests cargo is asked for, always: which features its dependencies get depends on it, and
+/// others would have everything compiled once more.
+pub(crate) const PACKAGES: &str = "--workspace";
 
 /// Which tests a command is about.
 #[derive(Clone, Debug, Default, Args)]
@@ -47,24 +48,14 @@ pub(crate) fn test(selection: &Selection, total: &mut Tally) -> Result<()> {
         let named: Vec<&OsStr> = named
             .chain(selection.harness.iter().map(OsString::as_os_str))
             .collect();
-        let mut run = |what, packages: &[&str]| {
-            let mut cargo = workspace::cargo();
-            cargo
-                .args(["test", "--no-fail-fast"])
-                .args(packages)
-                .args(selection.files.iter().flat_map(|file| ["--test", file]))
-                .arg("--")
-                .args(&named)
-                .env("LIMPID_BIN", &limpid);
-            step(what, || run_counting(&mut cargo, &mut tally))
-        };
-        if selection.files.is_empty() {
-            clean &= run("unit tests", &["--workspace", "--exclude", INTEGRATION])?;
-            clean &= run("integration tests", &["--package", INTEGRATION])?;
-        } else {
-            let packages = ["--package", INTEGRATION, "--package", "proxy-user"];
-            clean &= run("tests", &packages)?;
-        }
+        let mut cargo = workspace::cargo();
+        cargo
+            .args(["test", PACKAGES, "--no-fail-fast"])
+            .args(selection.files.iter().flat_map(|file| ["--test", file]))
+            .arg("--")
+            .args(&named)
+            .env("LIMPID_BIN", &limpid);
+        clean &= step("tests", || run_counting(&mut cargo, &mut tally))?;
     }
 
     println!("\n{tally}");

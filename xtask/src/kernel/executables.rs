@@ -44,11 +44,11 @@ fn compile() -> Result<Vec<TestProgram>> {
         let child = workspace::cargo()
             .args([
                 "test",
+                crate::test::PACKAGES,
                 "--no-run",
                 "--tests",
                 "--message-format=json-render-diagnostics",
             ])
-            .args(["--package", "limpid-tests", "--package", "proxy-user"])
             .stdout(Stdio::piped())
             .spawn()
             .context("could not start cargo")?;
@@ -72,7 +72,11 @@ struct Message {
 struct Target {
     kind: Vec<String>,
     name: String,
+    src_path: PathBuf,
 }
+
+/// Folders of the workspace whose test programs ask something of a kernel.
+const ASKING: [&str; 2] = ["tests", "proxy-user"];
 
 /// The test program that one of cargo's messages is about. Unit tests ask nothing of a kernel.
 fn test_program(message: &str) -> Result<Option<TestProgram>> {
@@ -80,7 +84,10 @@ fn test_program(message: &str) -> Result<Option<TestProgram>> {
     Ok(message
         .target
         .zip(message.executable)
-        .filter(|(target, _)| target.kind == ["test"])
+        .filter(|(target, _)| {
+            let asks = |folder| target.src_path.starts_with(workspace::root().join(folder));
+            target.kind == ["test"] && ASKING.into_iter().any(asks)
+        })
         .map(|(target, path)| TestProgram {
             name: target.name,
             path,
@@ -109,13 +116,19 @@ mod tests {
 
     #[test]
     fn test_programs_are_told_from_all_else() {
-        let scenario = r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"header"},"executable":"/t/header-1"}"#;
-        let program = test_program(scenario).unwrap().unwrap();
+        let of = |source: &str| {
+            let source = workspace::root().join(source).display().to_string();
+            format!(
+                r#"{{"reason":"compiler-artifact","target":{{"kind":["test"],"name":"header","src_path":{source:?}}},"executable":"/t/header-1"}}"#
+            )
+        };
+        let program = test_program(&of("tests/tests/header.rs")).unwrap().unwrap();
         assert_eq!(program.name, "header");
         assert_eq!(program.path, Path::new("/t/header-1"));
         for other in [
-            r#"{"target":{"kind":["lib"],"name":"limpid_tests"},"executable":"/t/limpid_tests-1"}"#,
-            r#"{"target":{"kind":["lib"],"name":"anyhow"},"executable":null}"#,
+            &of("proxy-core/tests/header/main.rs"),
+            r#"{"target":{"kind":["lib"],"name":"limpid_tests","src_path":"/s"},"executable":"/t/1"}"#,
+            r#"{"target":{"kind":["lib"],"name":"anyhow","src_path":"/s"},"executable":null}"#,
             r#"{"reason":"build-finished","success":true}"#,
         ] {
             assert_eq!(test_program(other).unwrap(), None);

@@ -5,6 +5,9 @@
 //! * [`ranges`]: one socket for many ports.
 //! * [`accept`](fn@accept): the accepting, which never ends by itself.
 //!
+//! An address has one socket and one task that accepts. Two sockets by SO_REUSEPORT, on two CPUs, took as much
+//! CPU a connection, and to close one of several would reset what waits in its backlog.
+//!
 //! A reload, a take-over and a start are the same: sockets that were there already are used where they fit,
 //! others are bound, and whatever fails before they all listen has changed nothing.
 

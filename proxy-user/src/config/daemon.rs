@@ -8,10 +8,10 @@ use std::sync::LazyLock;
 
 use clap::{Args, ValueEnum};
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::defaults;
-use super::words::{TimeOrNone, Within, Word, WordError, socket_address, word};
+use super::words::{TimeOrNone, Within, WordError, socket_address, word};
 use crate::bpf::attach::AttachMode;
 
 /// Format of the log.

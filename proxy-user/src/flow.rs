@@ -2,9 +2,12 @@
 //!
 //! Each stage takes what the one before it made, so none can be skipped.
 
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::sync::Arc;
 
 use proxy_core::address::Client;
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -93,6 +96,25 @@ pub async fn serve(service: Arc<Service>, accepted: Accepted) {
     record.close(stopped.map_or(end, Ending::from));
 }
 
+/// Has a socket closed by a FIN. What is unread when it is closed would make that a RST
+/// (`__tcp_close()`; RFC 2525, 2.17).
+fn close(socket: &TcpStream) {
+    /// A client that sends faster than this is read gets the RST.
+    const MOST: usize = 64 << 10;
+    sys::reset_on_close(socket, false);
+    let socket = SockRef::from(socket);
+    // An error: it is closed already.
+    let _ = socket.shutdown(Shutdown::Write);
+    let mut unread = [MaybeUninit::uninit(); 4 << 10];
+    let mut read = 0;
+    while read < MOST
+        && let Ok(bytes) = socket.recv(&mut unread)
+        && bytes > 0
+    {
+        read += bytes;
+    }
+}
+
 /// Header, admission and upstream: everything until bytes can flow. Returns the client's side, whom it is for,
 /// and the backend's side.
 async fn open(
@@ -113,7 +135,10 @@ async fn open(
     flow.header_took(identified.took);
     let place = service.admission.admit(identified.client);
     record.admitted(place.map_err(|e| {
-        sys::reset_on_close(&identified.downstream, service.refuse == Refuse::Reset);
+        match service.refuse {
+            Refuse::Reset => sys::reset_on_close(&identified.downstream, true),
+            Refuse::Close => close(&identified.downstream),
+        }
         Ending::refused(e.label(), e.to_string())
     })?);
     flow.goes_to(service.connector.pool.name());

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -12,7 +13,7 @@ use super::shared::Shared;
 use crate::config::Name;
 use crate::flow::{self, Service};
 use crate::listener::inherit::Inherited;
-use crate::listener::{self, Listeners, Listening};
+use crate::listener::{self, Accepted, Listeners, Listening};
 
 /// What each listener's connections share.
 pub type Services = BTreeMap<Name, Arc<Service>>;
@@ -69,6 +70,21 @@ impl Accepting {
         }
     }
 
+    /// Serves what still waits at the sockets of `before`, which accepts no more: some may be closed with it.
+    pub fn succeed(&self, before: Self) {
+        for socket in before.listeners.sockets() {
+            while let Some(accepted) = socket.waiting() {
+                let service = self.shared.listener_at(accepted.listener);
+                let service = service.and_then(|(name, _)| self.services.get(&name));
+                let place = Arc::clone(&self.shared.places).try_acquire_owned();
+                // Without either it is reset.
+                if let (Some(service), Ok(place)) = (service, place) {
+                    serve(&self.shared, Arc::clone(service), accepted, place);
+                }
+            }
+        }
+    }
+
     /// Leaves ports of ranges to whoever else comes to listen there; never returns.
     pub async fn follow(&self) {
         self.listeners.follow().await;
@@ -102,10 +118,13 @@ impl Accepting {
 async fn accept(socket: Arc<Listening>, service: Arc<Service>, shared: Arc<Shared>) {
     while let Ok(place) = Arc::clone(&shared.places).acquire_owned().await {
         let accepted = socket.accept().await;
-        let service = Arc::clone(&service);
-        shared.serving.spawn(async move {
-            flow::serve(service, accepted).await;
-            drop(place);
-        });
+        serve(&shared, Arc::clone(&service), accepted, place);
     }
+}
+
+fn serve(shared: &Shared, service: Arc<Service>, accepted: Accepted, place: OwnedSemaphorePermit) {
+    shared.serving.spawn(async move {
+        flow::serve(service, accepted).await;
+        drop(place);
+    });
 }

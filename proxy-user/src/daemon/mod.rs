@@ -4,14 +4,18 @@
 use std::fmt::Display;
 use std::future::pending;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy_core::header::{Decoder, LimitError, Limits as HeaderLimits};
 use thiserror::Error;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::time::timeout;
 
 use crate::access_log::{AccessLog, OpenError};
 use crate::bpf::LoadError;
@@ -49,6 +53,9 @@ use drain::Drain;
 use observing::Scraped;
 use shared::{Order, Pools, Shared};
 use signals::{Signals, Told};
+
+/// How long reading the configuration again may take.
+const READING: Duration = Duration::from_secs(10);
 
 /// Why the daemon did not start.
 #[derive(Debug, Error)]
@@ -388,7 +395,9 @@ impl Setup {
         self.shared.registry.observer().log_to(log);
         accepting.pause().await;
         self.shared.serves(config, pools, &services);
-        *accepting = Accepting::start(Arc::clone(&self.shared), listeners, services);
+        let start = Accepting::start(Arc::clone(&self.shared), listeners, services);
+        let before = std::mem::replace(accepting, start);
+        accepting.succeed(before);
         Ok(())
     }
 
@@ -608,7 +617,22 @@ impl Daemon {
 
     /// Reads the file again. A file that cannot be used changes nothing.
     async fn reload(&mut self) -> Result<String, ReloadError> {
-        let reloaded = self.try_reload().await;
+        let Self {
+            setup,
+            accepting,
+            control,
+            ..
+        } = self;
+        let shared = Arc::clone(&setup.shared);
+        // Names may be waited for, and who asks for the status meanwhile gets it.
+        let serving = async {
+            control.serve(&shared).await;
+            pending().await
+        };
+        let reloaded = tokio::select! {
+            reloaded = setup.reload(accepting) => reloaded,
+            never = serving => never,
+        };
         let metrics = self.setup.shared.registry.observer().metrics();
         metrics.reloaded(reloaded.is_ok());
         match &reloaded {
@@ -617,15 +641,18 @@ impl Daemon {
         }
         reloaded
     }
+}
 
-    async fn try_reload(&mut self) -> Result<String, ReloadError> {
-        let file = self.setup.shared.file.as_ref().ok_or(ReloadError::NoFile)?;
-        let config::Loaded { config, warnings } = config::load(file).map_err(RunError::from)?;
+/// A reload.
+impl Setup {
+    async fn reload(&mut self, accepting: &mut Accepting) -> Result<String, ReloadError> {
+        let file = self.shared.file.as_ref().ok_or(ReloadError::NoFile)?;
+        let config::Loaded { config, warnings } = read(file.clone()).await?;
         for warning in warnings.lines() {
             tracing::warn!("{warning}");
         }
-        config.reload_of(&self.setup.shared.config())?;
-        self.setup.put_in_force(config, &mut self.accepting).await?;
+        config.reload_of(&self.shared.config())?;
+        self.put_in_force(config, accepting).await?;
         let ended = self.end_what_is_not_allowed();
         Ok(format!(
             "reloaded; {ended} flow(s) were reset whose listener is gone or whose client is no longer allowed"
@@ -634,9 +661,9 @@ impl Daemon {
 
     /// Ends flows that a reload has taken the right to exist from.
     fn end_what_is_not_allowed(&self) -> usize {
-        let config = self.setup.shared.config();
+        let config = self.shared.config();
         let mut ended = 0;
-        for flow in self.setup.shared.registry.list() {
+        for flow in self.shared.registry.list() {
             // One that was adopted from a listener that nobody knows is nobody's.
             let Some(name) = flow.listener() else {
                 continue;
@@ -646,9 +673,24 @@ impl Daemon {
                 (Some(listener), Some(client)) if !listener.allows(*client) => End::NoLongerAllowed,
                 (Some(_), _) => continue,
             };
-            ended += usize::from(self.setup.shared.end(flow.id, why));
+            ended += usize::from(self.shared.end(flow.id, why));
         }
         ended
+    }
+}
+
+/// Reads a file, on a thread of its own: one that cannot be read at once (a pipe, a file system that hangs) is
+/// to stop nothing else, not even the end.
+async fn read(file: PathBuf) -> Result<config::Loaded, RunError> {
+    let (done, loaded) = oneshot::channel();
+    let path = file.clone();
+    thread::spawn(move || done.send(config::load(&path)));
+    match timeout(READING, loaded).await {
+        Ok(Ok(loaded)) => Ok(loaded?),
+        Ok(Err(_)) | Err(_) => Err(RunError::File(config::LoadError::Read {
+            path: file,
+            source: std::io::ErrorKind::TimedOut.into(),
+        })),
     }
 }
 
@@ -683,13 +725,13 @@ async fn pools(
     before: &Pools,
     moved: &Arc<Notify>,
 ) -> Result<Pools, PoolError> {
-    let mut pools = Pools::new();
-    for (name, settings) in &config.pools {
+    // All at once: a name server that does not answer is waited for once.
+    let starting = config.pools.iter().map(async |(name, settings)| {
         let known = before.get(name).map(|pool| &**pool);
         let pool = Pool::start(name, settings, resolver, known, Arc::clone(moved)).await?;
-        pools.insert(name.clone(), pool);
-    }
-    Ok(pools)
+        Ok((name.clone(), pool))
+    });
+    Ok(try_join_all(starting).await?.into_iter().collect())
 }
 
 /// The addresses of all servers.

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use proxy_core::address::{Listener, Peer};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 
 /// How long accepting rests after an error that will not go away by itself at once (EMFILE,
@@ -46,6 +47,19 @@ pub async fn accept(listener: &TcpListener) -> Accepted {
         tokio::time::sleep(backoff).await;
         backoff = (backoff * 2).min(BACKOFF.1);
     }
+}
+
+/// A connection that waits to be accepted, if there is one; the runtime is not asked, but the socket.
+pub(super) fn waiting(listener: &TcpListener) -> Option<Accepted> {
+    let (socket, peer) = SockRef::from(listener).accept().ok()?;
+    socket.set_nonblocking(true).ok()?;
+    let stream = TcpStream::from_std(socket.into()).ok()?;
+    let local = stream.local_addr().ok()?;
+    Some(Accepted {
+        stream,
+        peer: Peer::new(peer.as_socket()?),
+        listener: Listener::new(local),
+    })
 }
 
 /// Errors that concern the one connection only: accept(2), "Error handling".

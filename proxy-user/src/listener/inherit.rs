@@ -75,6 +75,8 @@ pub struct Inherited {
     sockets: Vec<Candidate>,
     unfit: Vec<InheritError>,
     asked: Asked,
+    /// They are this very daemon's, which goes on with them for as long as others are not in their place.
+    own: bool,
 }
 
 #[derive(Debug)]
@@ -97,6 +99,15 @@ impl Inherited {
             }
         }
         inherited
+    }
+
+    /// Takes those of this very daemon.
+    #[must_use]
+    pub fn own(sockets: impl IntoIterator<Item = OwnedFd>) -> Self {
+        Self {
+            own: true,
+            ..Self::new(sockets)
+        }
     }
 
     /// Those that systemd, or whoever else speaks its protocol, has passed on (`LISTEN_FDS`). The variables
@@ -137,6 +148,20 @@ impl Inherited {
         let mut sockets = self.sockets.iter();
         let found = sockets.find(|socket| wanted == Ports::One(socket.address.port()));
         found.map(Candidate::bind)
+    }
+
+    /// Lets others of the same user bind the one port of `bind` beside those that have it, if they are this
+    /// very daemon's, until they are closed (`inet_bind_conflict()`). False: nobody is in the way, or it is
+    /// not for us to say.
+    pub(super) fn make_room(&self, bind: &Bind) -> bool {
+        let Ports::One(port) = bind.address.ports else {
+            return false;
+        };
+        let mut made = false;
+        for candidate in self.sockets.iter().filter(|one| one.address.port() == port) {
+            made |= self.own && candidate.socket.set_reuse_port(true).is_ok();
+        }
+        made
     }
 
     /// Closes those that could not be used for anything, and says why.

@@ -5,7 +5,7 @@
 //! * [`ranges`]: one socket for many ports.
 //! * [`accept`](fn@accept): the accepting, which never ends by itself.
 //!
-//! An address has one socket and one task that accepts. Two sockets by SO_REUSEPORT, on two CPUs, took as much
+//! An address has one socket and one task that accepts. Two sockets by `SO_REUSEPORT`, on two CPUs, took as much
 //! CPU a connection, and to close one of several would reset what waits in its backlog.
 //!
 //! A reload, a take-over and a start are the same: sockets that were there already are used where they fit,
@@ -132,7 +132,8 @@ struct BoundSocket {
 }
 
 impl Bound {
-    /// Binds a socket for each address of each listener, or takes one of those in `inherited`.
+    /// Binds a socket for each address of each listener, or takes one of those in `inherited`. One that is
+    /// inherited from this very daemon, and does not fit, is in nobody's way.
     ///
     /// An IPv6 address accepts IPv6 only, except `::`, which accepts both.
     pub fn bind(
@@ -163,13 +164,20 @@ impl Bound {
             let failed = |call| ListenError::of(bind.address, call);
             let socket = match socket {
                 Some(socket) => socket,
-                None => bind_new(&bind, &ports).map_err(|e| match inherited.occupant(&bind) {
-                    Some(theirs) if e.is_in_use() => ListenError::Occupied {
-                        ours: bind.clone(),
-                        theirs,
-                    },
-                    _ => e,
-                })?,
+                None => match bind_new(&bind, &ports) {
+                    Err(e) if e.is_in_use() => {
+                        let theirs = inherited.occupant(&bind);
+                        let occupied = |theirs| ListenError::Occupied {
+                            ours: bind.clone(),
+                            theirs,
+                        };
+                        match inherited.make_room(&bind) {
+                            true => bind_at(&bind, bind.address.first(), Sharing::Own)?,
+                            false => return Err(theirs.map_or(e, occupied)),
+                        }
+                    }
+                    bound => bound?,
+                },
             };
             let at = socket.local_addr().map_err(failed("getsockname"))?;
             ports.extend(at.as_socket().map(|at| at.port()));
@@ -264,7 +272,7 @@ impl Listeners {
             .descriptors()
             .map(|socket| socket.try_clone_to_owned())
             .collect();
-        Ok(Inherited::new(sockets?))
+        Ok(Inherited::own(sockets?))
     }
 
     /// The ranges of ports, if there are any.
@@ -296,6 +304,12 @@ impl Listening {
     /// The next connection. Cancelling loses none.
     pub async fn accept(&self) -> Accepted {
         accept(&self.socket).await
+    }
+
+    /// A connection that waits to be accepted, if there is one.
+    #[must_use]
+    pub fn waiting(&self) -> Option<Accepted> {
+        accept::waiting(&self.socket)
     }
 
     /// Where it is bound: for a range, one of its ports.
@@ -345,7 +359,7 @@ fn bind_new(bind: &Bind, ours: &HashSet<u16>) -> Result<Socket, ListenError> {
         if is_range && ours.contains(&port) {
             continue;
         }
-        match bind_at(bind, SocketAddr::new(address.ip, port)) {
+        match bind_at(bind, SocketAddr::new(address.ip, port), Sharing::None) {
             Err(e) if is_range && e.is_in_use() => {}
             done => return done,
         }
@@ -353,7 +367,16 @@ fn bind_new(bind: &Bind, ours: &HashSet<u16>) -> Result<Socket, ListenError> {
     Err(ListenError::NoPort(address))
 }
 
-fn bind_at(bind: &Bind, at: SocketAddr) -> Result<Socket, ListenError> {
+/// With whom a socket may share its port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    None,
+    /// Sockets of this daemon that listen there until it listens ([`Inherited::make_room`]); and, since the
+    /// kernel remembers it (`sk_reuseport_match()`), with others of the same user that ask for it.
+    Own,
+}
+
+fn bind_at(bind: &Bind, at: SocketAddr, sharing: Sharing) -> Result<Socket, ListenError> {
     let failed = |call| ListenError::of(bind.address, call);
     let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))
         .map_err(failed("socket"))?;
@@ -370,6 +393,9 @@ fn bind_at(bind: &Bind, at: SocketAddr) -> Result<Socket, ListenError> {
     socket
         .set_reuse_address(at.port() != 0)
         .map_err(failed("SO_REUSEADDR"))?;
+    socket
+        .set_reuse_port(sharing == Sharing::Own)
+        .map_err(failed("SO_REUSEPORT"))?;
     socket.bind(&at.into()).map_err(failed("bind"))?;
     Ok(socket)
 }

@@ -16,14 +16,12 @@ const SYSLOG: &str = "/dev/log";
 /// Where systemd's journal listens.
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
-/// Why access lines cannot go where they should.
+/// Why access lines cannot go where they should. Whoever tells it says that it is `--access-log`.
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// The file or the socket cannot be opened.
-    #[error("--access-log {target}: {}: {source}", .path.display())]
+    #[error("{}: {source}", .path.display())]
     Open {
-        /// What was asked for.
-        target: LogTarget,
         /// What could not be opened.
         path: PathBuf,
         /// Why.
@@ -31,7 +29,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// There is no thread for it.
-    #[error("--access-log: no thread to write it: {0}")]
+    #[error("no thread to write it: {0}")]
     Thread(#[source] io::Error),
 }
 
@@ -46,12 +44,8 @@ impl Sink {
     /// Opens what `target` names; `None`: it is no place of its own.
     pub(super) fn open(target: &LogTarget) -> Result<Option<Self>, OpenError> {
         let failed = |path: &Path| {
-            let (target, path) = (target.clone(), path.to_owned());
-            move |source| OpenError::Open {
-                target,
-                path,
-                source,
-            }
+            let path = path.to_owned();
+            move |source| OpenError::Open { path, source }
         };
         let datagrams = |path: &str| {
             let path = Path::new(path);

@@ -327,6 +327,14 @@ fn a_file_that_was_renamed_is_left() {
 }
 
 #[test]
+fn a_file_that_cannot_be_opened_is_named_once() {
+    let target = LogTarget::File("/nowhere/log".into());
+    let error = AccessLog::open(&target, AccessLogFormat::Json, Lost::default());
+    let told = error.expect_err("there is no such folder").to_string();
+    assert_eq!(told, "/nowhere/log: No such file or directory (os error 2)");
+}
+
+#[test]
 fn health_checks_are_left_out_unless_they_are_asked_for() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("log");

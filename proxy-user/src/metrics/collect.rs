@@ -180,24 +180,41 @@ fn flows(encoder: &mut DescriptorEncoder<'_>, registry: &Registry) -> fmt::Resul
     )
 }
 
-fn servers(encoder: &mut DescriptorEncoder<'_>, servers: &[ServerView]) -> fmt::Result {
-    fn labels(view: &ServerView) -> [(&str, &str); 2] {
-        [("pool", &view.pool), ("server", &view.server)]
+/// The labels of a server's series.
+type ServerLabels<'a> = [(&'static str, &'a str); 2];
+
+/// The addresses of each server: a name may have several, and has one series all the same.
+pub(super) fn by_name(addresses: &[ServerView]) -> BTreeMap<ServerLabels<'_>, Vec<&ServerView>> {
+    let mut servers: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for view in addresses {
+        let labels = [("pool", &*view.pool), ("server", &*view.server)];
+        servers.entry(labels).or_default().push(view);
     }
-    let each =
-        |value: fn(&ServerView) -> u64| servers.iter().map(move |view| (labels(view), value(view)));
+    servers
+}
+
+/// What a server's addresses come to together.
+pub(super) fn sum(addresses: &[&ServerView], value: impl Fn(&ServerView) -> u64) -> u64 {
+    addresses.iter().map(|view| value(view)).sum()
+}
+
+fn servers(encoder: &mut DescriptorEncoder<'_>, addresses: &[ServerView]) -> fmt::Result {
+    let servers = &by_name(addresses);
+    let each = |value: fn(&ServerView) -> u64| {
+        let servers = servers.iter();
+        servers.map(move |(labels, addresses)| (*labels, sum(addresses, value)))
+    };
     gauge(
         encoder,
         (
             "limpid_server_state",
-            "1 for the state that a server is in, 0 for the others",
+            "Addresses of a server that are in this state",
             None,
         ),
-        servers.iter().flat_map(|view| {
+        servers.iter().flat_map(|([pool, server], addresses)| {
             ServerState::ALL.map(|state| {
-                let [pool, server] = labels(view);
-                let labels = [pool, server, ("state", state.label())];
-                (labels, u64::from(view.state == state))
+                let labels = [*pool, *server, ("state", state.label())];
+                (labels, sum(addresses, |view| (view.state == state).into()))
             })
         }),
     )?;
@@ -244,10 +261,11 @@ fn servers(encoder: &mut DescriptorEncoder<'_>, servers: &[ServerView]) -> fmt::
             "Checks of a server, by their result",
             None,
         ),
-        servers.iter().flat_map(|view| {
-            let [pool, server] = labels(view);
-            [("ok", view.checks_ok), ("failed", view.checks_failed)]
-                .map(|(result, n)| ([pool, server, ("result", result)], n))
+        servers.iter().flat_map(|([pool, server], addresses)| {
+            let ok = sum(addresses, |view| view.checks_ok);
+            let failed = sum(addresses, |view| view.checks_failed);
+            [("ok", ok), ("failed", failed)]
+                .map(|(result, n)| ([*pool, *server, ("result", result)], n))
         }),
     )?;
     counter(

@@ -55,6 +55,14 @@ pub struct BindError {
     source: io::Error,
 }
 
+impl BindError {
+    /// Has a socket the address already?
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AddrInUse
+    }
+}
+
 /// Listens for scrapers.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     let listener = TcpListener::bind(address).await;

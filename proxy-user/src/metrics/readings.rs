@@ -6,7 +6,7 @@ use proxy_common::flow::SteeringCounters;
 
 /// What there is to be read. Called from a thread that may block for a moment; each is called once a scrape.
 pub trait Readings: fmt::Debug + Send + Sync + 'static {
-    /// The servers of all pools.
+    /// The servers of all pools: each address that a server has is one of them.
     fn servers(&self) -> Vec<ServerView> {
         Vec::new()
     }
@@ -25,7 +25,7 @@ pub trait Readings: fmt::Debug + Send + Sync + 'static {
 /// There is nothing to be read.
 impl Readings for () {}
 
-/// A server of a pool.
+/// A server of a pool, at one of its addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerView {
     /// Its pool's name.

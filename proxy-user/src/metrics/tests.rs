@@ -16,24 +16,33 @@ use crate::record::Record;
 use crate::registry::Registry as Flows;
 use crate::splice::{End, EngineKind, Fallback};
 
+/// An address of a server.
+fn address(server: &str, state: ServerState) -> ServerView {
+    ServerView {
+        pool: "out".to_owned(),
+        server: server.to_owned(),
+        state,
+        weight: 1,
+        connections: 2,
+        connections_total: 3,
+        connect_failures: 4,
+        checks_ok: 5,
+        checks_failed: 6,
+        ejections: 7,
+    }
+}
+
 /// A daemon in which everything has happened.
 #[derive(Debug)]
 struct Busy;
 
 impl Readings for Busy {
     fn servers(&self) -> Vec<ServerView> {
-        vec![ServerView {
-            pool: "out".to_owned(),
-            server: "a \"quoted\" one".to_owned(),
-            state: ServerState::Ejected,
-            weight: 1,
-            connections: 2,
-            connections_total: 3,
-            connect_failures: 4,
-            checks_ok: 5,
-            checks_failed: 6,
-            ejections: 7,
-        }]
+        let server = "a \"quoted\" one";
+        vec![
+            address(server, ServerState::Ejected),
+            address(server, ServerState::Up),
+        ]
     }
 
     fn tables(&self) -> Vec<TableView> {
@@ -91,6 +100,7 @@ type Sample = (String, BTreeMap<String, String>, f64);
 fn parse(text: &str) -> (BTreeMap<String, String>, Vec<Sample>) {
     let mut families = BTreeMap::new();
     let mut samples = Vec::new();
+    let mut all_series = BTreeSet::new();
     let mut family = String::new();
     let body = text.strip_suffix("# EOF\n").expect("an end");
     for line in body.lines() {
@@ -111,6 +121,8 @@ fn parse(text: &str) -> (BTreeMap<String, String>, Vec<Sample>) {
             continue;
         }
         let (series, value) = line.rsplit_once(' ').expect("a value");
+        // Labels are always written in the same order.
+        assert!(all_series.insert(series), "{series} is there twice");
         let (name, labels) = match series.split_once('{') {
             None => (series, ""),
             Some((name, labels)) => (name, labels.strip_suffix('}').expect("all labels")),
@@ -207,7 +219,9 @@ fn what_has_happened_is_exported() {
         is("limpid_server_state", &[server, ("state", "ejected")]),
         1.0
     );
-    assert_eq!(is("limpid_server_state", &[server, ("state", "up")]), 0.0);
+    assert_eq!(is("limpid_server_state", &[server, ("state", "up")]), 1.0);
+    assert_eq!(is("limpid_server_state", &[server, ("state", "down")]), 0.0);
+    assert_eq!(is("limpid_server_connections_total", &[server]), 6.0);
     assert_eq!(
         is("limpid_packets_total", &[("action", "steered-out")]),
         1.0
@@ -228,6 +242,30 @@ fn what_has_happened_is_exported() {
     assert_eq!(value(&samples, open, &[("listener", "in")]), 0.0);
     assert_eq!(value(&samples, "limpid_flows_open", &packet), 0.0);
     assert_eq!(value(&samples, "limpid_flows_total", &packet), 2.0);
+}
+
+#[test]
+fn a_servers_addresses_are_summed() {
+    let mut other_pool = address("a", ServerState::Up);
+    other_pool.pool = "other".to_owned();
+    let addresses = [
+        address("a", ServerState::Up),
+        address("b", ServerState::Drain),
+        address("a", ServerState::Down),
+        other_pool,
+        address("a", ServerState::Up),
+    ];
+    let servers = collect::by_name(&addresses);
+    let sums: Vec<_> = servers
+        .iter()
+        .map(|([(_, pool), (_, server)], addresses)| {
+            let up = collect::sum(addresses, |view| (view.state == ServerState::Up).into());
+            let total = collect::sum(addresses, |view| view.connections_total);
+            (*pool, *server, up, total)
+        })
+        .collect();
+    let expected = [("other", "a", 1, 3), ("out", "a", 2, 9), ("out", "b", 0, 3)];
+    assert_eq!(sums, expected);
 }
 
 #[test]

@@ -92,7 +92,7 @@ impl Following {
             let known = shared.places(index);
             let outcome = self.lookups.take(found, &known, Instant::now());
             if let Some(places) = outcome.places
-                && shared.update(index, places)
+                && shared.update(index, places, None)
             {
                 self.changed.notify_one();
             }

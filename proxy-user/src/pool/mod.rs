@@ -222,7 +222,7 @@ impl Pool {
         for (index, (name, found)) in names.into_iter().zip(found).enumerate() {
             let found = match found {
                 Ok(found) => {
-                    shared.update(index, found.places.clone());
+                    shared.update(index, found.places.clone(), before);
                     Some(found)
                 }
                 Err(error) => {
@@ -485,11 +485,21 @@ impl Shared {
             let entry = servers.entries.iter().find(|entry| entry.name == name)?;
             Some(entry.places.clone())
         });
-        self.update(index, places.unwrap_or_default());
+        self.update(index, places.unwrap_or_default(), before);
+    }
+
+    /// Is the server one of those that there are now?
+    fn has(&self, server: &Arc<Server>) -> bool {
+        let servers = lock(&self.servers);
+        servers
+            .members
+            .iter()
+            .any(|m| Arc::ptr_eq(&m.server, server))
     }
 
     /// Gives the configured server `index` these addresses. Returns whether servers have come or gone.
-    fn update(&self, index: usize, places: Vec<Place>) -> bool {
+    /// Those of the pool `before` a reload are not logged as joining.
+    fn update(&self, index: usize, places: Vec<Place>, before: Option<&Self>) -> bool {
         let mut servers = lock(&self.servers);
         let Servers {
             entries,
@@ -522,7 +532,7 @@ impl Shared {
             }
             changed = true;
             let server = self.server(entry, place.endpoint, left, *joining);
-            if *joining {
+            if *joining && !before.is_some_and(|before| before.has(&server)) {
                 tracing::info!(pool = %self.name, %server, "server has joined");
             }
             let key = balance::key(place.endpoint.ip(), place.endpoint.port());

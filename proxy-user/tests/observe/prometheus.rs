@@ -38,18 +38,20 @@ struct Whole;
 
 impl Readings for Whole {
     fn servers(&self) -> Vec<ServerView> {
-        vec![ServerView {
-            pool: "out".to_owned(),
-            server: "[2001:db8::1]:80".to_owned(),
-            state: ServerState::Up,
-            weight: 1,
-            connections: 2,
-            connections_total: 3,
-            connect_failures: 4,
-            checks_ok: 5,
-            checks_failed: 6,
-            ejections: 7,
-        }]
+        [ServerState::Up, ServerState::Ejected]
+            .map(|state| ServerView {
+                pool: "out".to_owned(),
+                server: "game.example:80".to_owned(),
+                state,
+                weight: 1,
+                connections: 2,
+                connections_total: 3,
+                connect_failures: 4,
+                checks_ok: 5,
+                checks_failed: 6,
+                ejections: 7,
+            })
+            .into()
     }
 
     fn tables(&self) -> Vec<TableView> {
@@ -169,8 +171,12 @@ async fn prometheus_takes_all(lab: Lab) -> Result<()> {
         ),
         ("limpid_connect_duration_seconds_bucket{le='0.005'}", "2"),
         (
-            "limpid_server_state{server='[2001:db8::1]:80',state='up'}",
+            "limpid_server_state{server='game.example:80',state='up'}",
             "1",
+        ),
+        (
+            "limpid_server_connections_total{server='game.example:80'}",
+            "6",
         ),
     ] {
         ensure!(is(asked, value)?, "{asked}: {:?}", query(asked)?);

@@ -510,6 +510,52 @@ async fn a_reload_keeps_what_is_known() {
     assert_eq!(view(&last, "192.0.2.2:80").state, State::Up);
 }
 
+#[tokio::test]
+async fn a_reload_logs_who_is_new_alone() {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let writer = Arc::clone(&log);
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || Log(Arc::clone(&writer)))
+        .finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    let resolver = Resolver::default();
+    let reload = async |upstreams: &[&str], before: Option<&Pool>| {
+        let pool = try_start(&config(upstreams), &resolver, before).await;
+        let text = String::from_utf8(std::mem::take(&mut *lock(&log))).unwrap();
+        let joined = text
+            .lines()
+            .filter(|line| line.contains("server has joined"));
+        let joined: Vec<String> = joined.map(str::to_owned).collect();
+        (pool.unwrap(), joined)
+    };
+    let (first, joined) = reload(&["192.0.2.1:80", "192.0.2.2:80"], None).await;
+    assert!(joined.is_empty(), "{joined:?}");
+    let upstreams = ["192.0.2.1:80", "192.0.2.3:80", "192.0.2.2:80"];
+    let (second, joined) = reload(&upstreams, Some(&first)).await;
+    assert_eq!(joined.len(), 1, "{joined:?}");
+    assert!(joined[0].contains("192.0.2.3:80"), "{joined:?}");
+    let (third, joined) = reload(&["192.0.2.1:80"], Some(&second)).await;
+    assert!(joined.is_empty(), "{joined:?}");
+    // `first` keeps it known, but it was gone.
+    let (_, joined) = reload(&["192.0.2.2:80", "192.0.2.1:80"], Some(&third)).await;
+    assert_eq!(joined.len(), 1, "{joined:?}");
+    assert!(joined[0].contains("192.0.2.2:80"), "{joined:?}");
+}
+
+/// What is logged.
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        lock(&self.0).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 fn checked(upstream: &str, send_proxy: Option<SendProxy>) -> config::Pool {
     config::Pool {
         check_interval: Some("100ms".parse().unwrap()),

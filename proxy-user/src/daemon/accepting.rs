@@ -71,7 +71,7 @@ impl Accepting {
     }
 
     /// Serves what still waits at the sockets of `before`, which accepts no more: some may be closed with it.
-    pub fn succeed(&self, before: Self) {
+    pub fn succeed(&self, before: &Self) {
         for socket in before.listeners.sockets() {
             while let Some(accepted) = socket.waiting() {
                 let service = self.shared.listener_at(accepted.listener);

@@ -397,7 +397,7 @@ impl Setup {
         self.shared.serves(config, pools, &services);
         let start = Accepting::start(Arc::clone(&self.shared), listeners, services);
         let before = std::mem::replace(accepting, start);
-        accepting.succeed(before);
+        accepting.succeed(&before);
         Ok(())
     }
 
@@ -684,7 +684,10 @@ impl Setup {
 async fn read(file: PathBuf) -> Result<config::Loaded, RunError> {
     let (done, loaded) = oneshot::channel();
     let path = file.clone();
-    thread::spawn(move || done.send(config::load(&path)));
+    thread::spawn(move || {
+        // Nobody waits for it any more.
+        let _ = done.send(config::load(&path));
+    });
     match timeout(READING, loaded).await {
         Ok(Ok(loaded)) => Ok(loaded?),
         Ok(Err(_)) | Err(_) => Err(RunError::File(config::LoadError::Read {

@@ -186,9 +186,8 @@ impl Observer {
     /// The same target is opened anew, for SIGUSR1: whoever rotates logs has renamed the file.
     pub fn reopen(&self) -> Result<(), OpenError> {
         let now = self.access_log.load_full();
-        match now.target() {
-            Some((target, format)) => self.log_to(self.open_log(target, format)?),
-            None => {}
+        if let Some((target, format)) = now.target() {
+            self.log_to(self.open_log(target, format)?);
         }
         Ok(())
     }

@@ -47,7 +47,7 @@ mod signals;
 use accepting::{Accepting, Services};
 use drain::Drain;
 use observing::Scraped;
-use shared::{Order, Pools, Shared};
+use shared::{Order, Pools, Reloaded, Shared};
 use signals::{Signals, Told};
 
 /// Why the daemon did not start.
@@ -607,29 +607,33 @@ impl Daemon {
     }
 
     /// Reads the file again. A file that cannot be used changes nothing.
-    async fn reload(&mut self) -> Result<String, ReloadError> {
+    async fn reload(&mut self) -> Result<Reloaded, ReloadError> {
         let reloaded = self.try_reload().await;
         let metrics = self.setup.shared.registry.observer().metrics();
         metrics.reloaded(reloaded.is_ok());
         match &reloaded {
-            Ok(done) => tracing::info!("{done}"),
+            Ok(Reloaded { done, .. }) => tracing::info!("{done}"),
             Err(e) => tracing::error!("not reloaded, all is as before: {e}"),
         }
         reloaded
     }
 
-    async fn try_reload(&mut self) -> Result<String, ReloadError> {
+    async fn try_reload(&mut self) -> Result<Reloaded, ReloadError> {
         let file = self.setup.shared.file.as_ref().ok_or(ReloadError::NoFile)?;
         let config::Loaded { config, warnings } = config::load(file).map_err(RunError::from)?;
-        for warning in warnings.lines() {
+        let warnings: Vec<String> = warnings.lines().collect();
+        for warning in &warnings {
             tracing::warn!("{warning}");
         }
         config.reload_of(&self.setup.shared.config())?;
         self.setup.put_in_force(config, &mut self.accepting).await?;
         let ended = self.end_what_is_not_allowed();
-        Ok(format!(
-            "reloaded; {ended} flow(s) were reset whose listener is gone or whose client is no longer allowed"
-        ))
+        Ok(Reloaded {
+            done: format!(
+                "reloaded; {ended} flow(s) were reset whose listener is gone or whose client is no longer allowed"
+            ),
+            warnings,
+        })
     }
 
     /// Ends flows that a reload has taken the right to exist from.

@@ -415,7 +415,7 @@ async fn orders_as_json(lab: Lab) -> Result<()> {
     std::fs::write(&file, &text)?;
     let limpid = Limpid::start(&net.proxy, &lab, &Options::from_file(listen, &file))?;
     let backend = net.backend.listen(upstream).await?;
-    let mut client = net.client.connect(listen).await?;
+    let mut client = net.edge.connect(listen).await?;
     let (mut server, _) = backend.accept().await?;
     talk(&mut client, &mut server).await?;
 

@@ -18,6 +18,7 @@ use crate::header::{self, AcceptProxy};
 use crate::listener::Accepted;
 use crate::record::{Ending, Record};
 use crate::registry::Registry;
+use crate::send_proxy::UniqueId;
 use crate::splice::{self, End, Engines, Limits, Spliced};
 use crate::sys;
 use crate::upstream::{ConnectError, Connected, Connector};
@@ -132,6 +133,10 @@ async fn open(
         .await
         .map_err(|e| Ending::from(&e))?;
     let _ = flow.client.set(identified.client);
+    let tlvs = identified.header.as_ref().map(|header| &header.tlvs);
+    if let Some(id) = tlvs.and_then(UniqueId::among) {
+        let _ = flow.unique_id.set(id);
+    }
     flow.header_took(identified.took);
     let place = service.admission.admit(identified.client);
     record.admitted(place.map_err(|e| {

@@ -74,7 +74,14 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
             Command::Flow(args) => _ = print(&flows::flow(&args).await?)?,
             Command::Servers(args) => _ = print(&servers::servers(&args).await?)?,
             Command::Server(args) => _ = print(&servers::server(&args).await?)?,
-            Command::Reload(args) => _ = print(&status::reload(&args).await?)?,
+            Command::Reload(args) => {
+                let reloaded = status::reload(&args).await?;
+                if !reloaded.warnings.is_empty() {
+                    let warnings = format!("{}\n", reloaded.warnings);
+                    let _ = std::io::stderr().write_all(warnings.as_bytes());
+                }
+                let _ = print(&reloaded.text)?;
+            }
             Command::Check(args) => {
                 let checked = check::check(&args)?;
                 if !checked.warnings.is_empty() {

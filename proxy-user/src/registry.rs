@@ -38,7 +38,8 @@ pub struct Flow {
     pub upstream: OnceLock<Upstream>,
     /// The source that the backend sees.
     pub source: OnceLock<SocketAddr>,
-    /// What the backend knows the connection by, where the header that it got says so.
+    /// What the connection is known by along the chain: the ID of the header that came, else the one that
+    /// the backend gets.
     pub unique_id: OnceLock<UniqueId>,
     /// What the splice has moved.
     pub progress: Progress,

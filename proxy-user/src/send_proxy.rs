@@ -5,7 +5,8 @@
 //! before the first server is tried, and is the same for whichever takes it. The bytes are
 //! `proxy_core::header`'s; sending them, together with the first payload, is [`upstream`](crate::upstream)'s.
 
-use std::fmt;
+use std::ascii;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 
 use proxy_core::address::{Client, Destination, Listener, Upstream};
@@ -110,7 +111,7 @@ impl Extensions {
     fn header(self, subject: Subject, received: Option<&Header>) -> Result<Outgoing, EncodeError> {
         let none = Tlvs::default();
         let received = received.map_or(&none, |header| &header.tlvs);
-        let came = received.unique_id().map(|id| UniqueId(id.into()));
+        let came = UniqueId::among(received);
         let unique_id = match came {
             Some(came) => (self.unique_id || self.tlvs).then_some(came),
             None => self.unique_id.then(UniqueId::new),
@@ -134,6 +135,12 @@ impl Extensions {
 pub struct UniqueId(Box<[u8]>);
 
 impl UniqueId {
+    /// The one that came with a header.
+    #[must_use]
+    pub fn among(tlvs: &Tlvs) -> Option<Self> {
+        tlvs.unique_id().map(|id| Self(id.into()))
+    }
+
     fn new() -> Self {
         Self(Uuid::now_v7().to_string().into_bytes().into())
     }
@@ -145,10 +152,14 @@ impl UniqueId {
     }
 }
 
-/// Printable in any case: other bytes than those of printable ASCII are escaped.
+/// Printable in any case: other bytes than those of printable ASCII are escaped, and the backslash. Quotes
+/// are not: whoever writes them between quotes escapes them.
 impl fmt::Display for UniqueId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.escape_ascii().fmt(f)
+        self.0.iter().try_for_each(|&byte| match byte {
+            b'"' | b'\'' => f.write_char(byte.into()),
+            _ => ascii::escape_default(byte).fmt(f),
+        })
     }
 }
 
@@ -251,6 +262,18 @@ mod tests {
             let text = unique_id.to_string();
             let uuid = Uuid::parse_str(&text).expect("a UUID, printed as it is");
             assert_eq!((uuid.get_version_num(), text.len()), (7, 36));
+        }
+    }
+
+    #[test]
+    fn a_unique_id_is_printable_and_can_be_told_from_any_other() {
+        for (id, text) in [
+            (&b"1-a:B"[..], "1-a:B"),
+            (b"a\"b'c", "a\"b'c"),
+            (b"a\\x00", r"a\\x00"),
+            (b"a\0\n\xff", r"a\x00\n\xff"),
+        ] {
+            assert_eq!(UniqueId(id.into()).to_string(), text);
         }
     }
 

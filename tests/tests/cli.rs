@@ -48,6 +48,7 @@ fn main() -> ExitCode {
     );
     suite.test("control_socket_replaced", &[], control_socket_replaced);
     suite.test("control_requests", &[], control_requests);
+    suite.test("orders_as_json", &[], orders_as_json);
     suite.test("port_in_use", &[], port_in_use);
     for family in Family::ALL {
         suite.test(
@@ -398,6 +399,81 @@ async fn control_requests(lab: Lab) -> Result<()> {
         tokio::time::timeout(PATIENCE, stream.read_line(&mut answer)).await??;
         let request = String::from_utf8_lossy(request);
         ensure!(answer.contains(word), "{request}: {answer}");
+    }
+    Ok(())
+}
+
+/// What is done can be told by programs, and so can what is doubtful about a file that is read again.
+async fn orders_as_json(lab: Lab) -> Result<()> {
+    let net = Topology::standard()?;
+    let listen = net.proxy_addr(Family::V4, LISTEN);
+    let upstream = net.backend_addr(Family::V4, UPSTREAM);
+    let file = lab.path().join("limpid.toml");
+    let text = format!(
+        "[listeners.game]\nlisten = [\"{listen}\"]\n[pools.game]\nupstream = [\"{upstream},name=a\"]\n"
+    );
+    std::fs::write(&file, &text)?;
+    let limpid = Limpid::start(&net.proxy, &lab, &Options::from_file(listen, &file))?;
+    let backend = net.backend.listen(upstream).await?;
+    let mut client = net.edge.connect(listen).await?;
+    let (mut server, _) = backend.accept().await?;
+    talk(&mut client, &mut server).await?;
+
+    let tell = |words: &[&str]| -> Result<serde_json::Value> {
+        let text = limpid.tell(&net.proxy, &[words, &["--json"]].concat())?;
+        serde_json::from_str(&text).context(text)
+    };
+    let flows = limpid.wait_for_flows(&net.proxy, 1).await?;
+    let id = flows[0]["id"].to_string();
+    let told = tell(&["flow", "kill", &id])?;
+    ensure!(
+        told["id"] == flows[0]["id"] && told["done"].is_string(),
+        "{told}"
+    );
+    let told = tell(&["server", "set", "game/a", "drain"])?;
+    ensure!(
+        told["pool"] == "game" && told["server"] == "a" && told["state"] == "drain",
+        "{told}"
+    );
+    let told = tell(&["reload"])?;
+    ensure!(told["warnings"] == serde_json::json!([]), "{told}");
+
+    // A warning is told to whoever has the file read.
+    const WARNING: &str = "`rise` has no effect";
+    std::fs::write(&file, format!("{text}rise = 9\n"))?;
+    let told = tell(&["reload"])?;
+    let warnings = told["warnings"].as_array().context("no array")?;
+    let about = |warning: &serde_json::Value| warning.as_str().is_some_and(|w| w.contains(WARNING));
+    ensure!(warnings.len() == 1 && about(&warnings[0]), "{told}");
+    ensure!(
+        told["done"]
+            .as_str()
+            .is_some_and(|done| !done.contains(WARNING)),
+        "{told}"
+    );
+    let output = limpid.ask(&net.proxy, &["reload"])?;
+    let shown = show(&output);
+    let [said, warned] = [output.stdout, output.stderr].map(String::from_utf8);
+    ensure!(output.status.success(), "{shown}");
+    ensure!(
+        said?.lines().count() == 1 && warned?.contains(WARNING),
+        "{shown}"
+    );
+
+    // As with the commands that only ask, what cannot be done is on standard error.
+    std::fs::write(&file, "nonsense")?;
+    for wrong in [
+        &["flow", "kill", &id, "--json"][..],
+        &["server", "set", "game/nobody", "drain", "--json"],
+        &["reload", "--json"],
+    ] {
+        let output = limpid.ask(&net.proxy, wrong)?;
+        let shown = show(&output);
+        ensure!(
+            output.status.code() == Some(1) && output.stdout.is_empty(),
+            "{wrong:?}: {shown}"
+        );
+        ensure!(!output.stderr.is_empty(), "{wrong:?} says nothing");
     }
     Ok(())
 }

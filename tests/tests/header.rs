@@ -57,6 +57,9 @@ fn main() -> ExitCode {
         suite.test(format!("tlvs_are_skipped_{family}"), &[], move |lab| {
             tlvs_are_skipped(lab, family)
         });
+        suite.test(format!("unique_id_is_told_{family}"), &[], move |lab| {
+            unique_id_is_told(lab, family)
+        });
         suite.test(
             format!("malformed_is_refused_at_once_{family}"),
             &[],
@@ -200,6 +203,18 @@ async fn tlvs_are_skipped(lab: Lab, family: Family) -> Result<()> {
             transfer::expect_bytes(&mut pair.server, b"after").await?;
         }
     }
+    Ok(())
+}
+
+/// The unique ID that came is in the access line where no header is sent on as well, and is escaped once.
+async fn unique_id_is_told(lab: Lab, family: Family) -> Result<()> {
+    let scene = Scene::start(&lab, family, Engine::Copy).await?;
+    let tlvs = [(header::UNIQUE_ID, &b"a\"b\\c\0-7f"[..])];
+    let header = header::v2(scene.new_client(), scene.address(), &tlvs);
+    drop(scene.open_with(&header).await?);
+    let lines = scene.limpid.wait_for_access_lines(1).await?;
+    let told = lines[0].get("unique_id")?;
+    ensure!(told == r#"a"b\\c\x00-7f"#, "{told}");
     Ok(())
 }
 

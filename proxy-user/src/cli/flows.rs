@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use comfy_table::Table;
+use serde_json::json;
 
 use super::{Running, age, json, table};
 use crate::config::Time;
@@ -51,6 +52,10 @@ pub enum FlowCommand {
         /// Its number in `limpid flows`.
         id: u64,
 
+        /// Print JSON: an object with `id`, and what was done (`done`).
+        #[arg(long)]
+        json: bool,
+
         /// Which limpid.
         #[command(flatten)]
         running: Running,
@@ -70,8 +75,17 @@ pub async fn flows(args: &FlowsArgs) -> Result<String, AskError> {
 
 /// What `limpid flow` prints.
 pub async fn flow(args: &FlowArgs) -> Result<String, AskError> {
-    let FlowCommand::Kill { id, running } = &args.command;
-    client::order(&running.socket(), Command::KillFlow(*id), TIMEOUT).await
+    let FlowCommand::Kill {
+        id,
+        json: as_json,
+        running,
+    } = &args.command;
+    let socket = running.socket();
+    let done = client::order(&socket, Command::KillFlow(*id), TIMEOUT).await?;
+    if *as_json {
+        return json(&json!({ "id": id, "done": done }), socket);
+    }
+    Ok(done)
 }
 
 fn list(flows: &[FlowView]) -> Table {

@@ -1,6 +1,7 @@
 //! `limpid servers` and `limpid server`.
 
 use clap::{Args, Subcommand};
+use serde_json::json;
 
 use super::{Running, age, json, table};
 use crate::control::client::{self, AskError, TIMEOUT};
@@ -39,6 +40,11 @@ pub enum ServerCommand {
         /// What it is to be.
         #[arg(value_enum)]
         state: ServerSetting,
+
+        /// Print JSON: an object with `pool`, `server` and `state` as they were said, and what was done
+        /// (`done`).
+        #[arg(long)]
+        json: bool,
 
         /// Which limpid.
         #[command(flatten)]
@@ -95,13 +101,20 @@ pub async fn server(args: &ServerArgs) -> Result<String, AskError> {
     let ServerCommand::Set {
         server,
         state,
+        json: as_json,
         running,
     } = &args.command;
+    let socket = running.socket();
     let (pool, server) = server.split_once('/').unwrap_or(("default", server));
     let command = Command::SetServer {
         pool: pool.to_owned(),
         server: server.to_owned(),
         state: *state,
     };
-    client::order(&running.socket(), command, TIMEOUT).await
+    let done = client::order(&socket, command, TIMEOUT).await?;
+    if *as_json {
+        let told = json!({ "pool": pool, "server": server, "state": state, "done": done });
+        return json(&told, socket);
+    }
+    Ok(done)
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::json;
 
 use super::{Running, age, json, table};
 use crate::control::client::{self, AskError};
@@ -26,6 +27,10 @@ pub struct StatusArgs {
 /// Arguments of `limpid reload`.
 #[derive(Debug, Args)]
 pub struct ReloadArgs {
+    /// Print JSON: an object with what was done (`done`), and the warnings about the file (`warnings`).
+    #[arg(long)]
+    pub json: bool,
+
     /// Which limpid.
     #[command(flatten)]
     pub running: Running,
@@ -42,8 +47,31 @@ pub async fn status(args: &StatusArgs) -> Result<String, AskError> {
 }
 
 /// What `limpid reload` prints.
-pub async fn reload(args: &ReloadArgs) -> Result<String, AskError> {
-    client::order(&args.running.socket(), Command::Reload, RELOAD).await
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// For standard output.
+    pub text: String,
+    /// For standard error: a line for each warning.
+    pub warnings: String,
+}
+
+/// Has the file read again.
+pub async fn reload(args: &ReloadArgs) -> Result<Reloaded, AskError> {
+    let socket = args.running.socket();
+    let answer = client::order(&socket, Command::Reload, RELOAD).await?;
+    let (done, warnings) = answer.split_once('\n').unwrap_or((&answer, ""));
+    if args.json {
+        let warnings: Vec<&str> = warnings.lines().collect();
+        let told = json!({ "done": done, "warnings": warnings });
+        return Ok(Reloaded {
+            text: json(&told, socket)?,
+            warnings: String::new(),
+        });
+    }
+    Ok(Reloaded {
+        text: done.to_owned(),
+        warnings: warnings.to_owned(),
+    })
 }
 
 fn text(status: &StatusView) -> String {

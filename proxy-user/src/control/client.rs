@@ -92,7 +92,7 @@ pub async fn servers(path: &Path) -> Result<Vec<ServerView>, AskError> {
     .await
 }
 
-/// Has something done; what was done comes back in words.
+/// Has something done; what was done comes back in words, with a further line for each warning.
 pub async fn order(path: &Path, what: Command, limit: Duration) -> Result<String, AskError> {
     command(path, what, limit, |response| match response {
         Response::Done(what) => Some(what),

@@ -1,7 +1,7 @@
 //! The control socket: how commands like `limpid flows` ask a running daemon.
 //!
-//! One request and one response a connection, each a line of JSON with the protocol's version. The
-//! socket is its owner's alone (mode 0600). A daemon that takes over goes on talking: [`crate::takeover`].
+//! One request and one response a connection, each a line of JSON. The request says the protocol's version;
+//! the response is of the same one, or an error. The socket is its owner's alone (mode 0600). A daemon that takes over goes on talking: [`crate::takeover`].
 //!
 //! A request that is not understood gets an answer that says so.
 
@@ -71,7 +71,7 @@ pub enum Response {
     Status(Box<StatusView>),
     /// The servers of its pools.
     Servers(Vec<ServerView>),
-    /// It is done.
+    /// It is done: what, and a further line for each warning.
     Done(String),
     /// The request was not understood, is of another version, or cannot be answered now.
     Error(String),

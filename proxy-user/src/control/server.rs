@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::{Command, FOLDER, Request, Response, ServerSetting, VERSION, view};
 use crate::config::Name;
-use crate::daemon::shared::{Order, Shared};
+use crate::daemon::shared::{Order, Reloaded, Shared};
 use crate::pool::Admin;
 use crate::splice::End;
 use crate::takeover::Candidate;
@@ -258,7 +258,9 @@ async fn reload(shared: &Shared) -> Response {
         return Response::Error(ENDING.to_owned());
     }
     match told.await {
-        Ok(Ok(done)) => Response::Done(done),
+        Ok(Ok(Reloaded { done, warnings })) => {
+            Response::Done([&[done][..], &warnings].concat().join("\n"))
+        }
         Ok(Err(e)) => Response::Error(format!("all is as before: {e}")),
         Err(_) => Response::Error(ENDING.to_owned()),
     }

@@ -51,7 +51,7 @@ mod signals;
 use accepting::{Accepting, Services};
 use drain::Drain;
 use observing::Scraped;
-use shared::{Order, Pools, Shared};
+use shared::{Order, Pools, Reloaded, Shared};
 use signals::{Signals, Told};
 
 /// How long reading the configuration again may take.
@@ -616,7 +616,7 @@ impl Daemon {
     }
 
     /// Reads the file again. A file that cannot be used changes nothing.
-    async fn reload(&mut self) -> Result<String, ReloadError> {
+    async fn reload(&mut self) -> Result<Reloaded, ReloadError> {
         let Self {
             setup,
             accepting,
@@ -636,7 +636,7 @@ impl Daemon {
         let metrics = self.setup.shared.registry.observer().metrics();
         metrics.reloaded(reloaded.is_ok());
         match &reloaded {
-            Ok(done) => tracing::info!("{done}"),
+            Ok(Reloaded { done, .. }) => tracing::info!("{done}"),
             Err(e) => tracing::error!("not reloaded, all is as before: {e}"),
         }
         reloaded
@@ -645,18 +645,22 @@ impl Daemon {
 
 /// A reload.
 impl Setup {
-    async fn reload(&mut self, accepting: &mut Accepting) -> Result<String, ReloadError> {
+    async fn reload(&mut self, accepting: &mut Accepting) -> Result<Reloaded, ReloadError> {
         let file = self.shared.file.as_ref().ok_or(ReloadError::NoFile)?;
         let config::Loaded { config, warnings } = read(file.clone()).await?;
-        for warning in warnings.lines() {
+        let warnings: Vec<String> = warnings.lines().collect();
+        for warning in &warnings {
             tracing::warn!("{warning}");
         }
         config.reload_of(&self.shared.config())?;
         self.put_in_force(config, accepting).await?;
         let ended = self.end_what_is_not_allowed();
-        Ok(format!(
-            "reloaded; {ended} flow(s) were reset whose listener is gone or whose client is no longer allowed"
-        ))
+        Ok(Reloaded {
+            done: format!(
+                "reloaded; {ended} flow(s) were reset whose listener is gone or whose client is no longer allowed"
+            ),
+            warnings,
+        })
     }
 
     /// Ends flows that a reload has taken the right to exist from.

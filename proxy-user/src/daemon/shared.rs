@@ -33,7 +33,16 @@ pub enum Order {
     /// Another daemon wants its place.
     TakeOver(Candidate),
     /// The file is to be read again; who asks is told what came of it.
-    Reload(oneshot::Sender<Result<String, ReloadError>>),
+    Reload(oneshot::Sender<Result<Reloaded, ReloadError>>),
+}
+
+/// What a reload has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// In words, one line.
+    pub done: String,
+    /// What is doubtful about the file, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// What the metrics read of the kernel.

@@ -23,7 +23,7 @@ use crate::interfaces::{Downstream, Interfaces};
 use crate::netlink::conntrack::Conntrack;
 use crate::netlink::{self, Changes, Netlink};
 use crate::paths::Paths;
-use crate::splice::{Choice, Engines, EnginesError, PacketEngine};
+use crate::splice::{Choice, Engines, EnginesError, GracePeriods, PacketEngine};
 use crate::steering::Steering;
 use crate::sys;
 use crate::upstream::Source;
@@ -381,6 +381,7 @@ impl Kernel {
                 table: Arc::clone(&tc.table),
                 paths: Arc::clone(&tc.paths),
                 conntrack: Conntrack::new(),
+                grace_periods: GracePeriods::new(),
                 wire_clock: bpf::timestamp_base(),
             })),
             _ => None,

@@ -38,7 +38,7 @@ mod trust;
 
 pub use end::{End, Side};
 pub use engines::{Choice, EngineKind, Engines, EnginesError, Fallback};
-pub use packet::{Forwarding, PacketEngine};
+pub use packet::{Forwarding, GracePeriods, PacketEngine};
 pub use progress::{Progress, State};
 pub use trust::{Doubt, Trust, trust};
 

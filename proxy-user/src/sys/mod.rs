@@ -66,6 +66,18 @@ fn network_namespace_file(socket: &impl AsFd) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
+/// Blocks until every RCU read-side section of the kernel that was entered before is left: 5 to 15 ms.
+///
+/// `MEMBARRIER_CMD_GLOBAL` is `synchronize_rcu()` (`kernel/sched/membarrier.c`); `EINVAL` with `nohz_full`.
+pub fn wait_for_grace_period() -> io::Result<()> {
+    // SAFETY: the command takes neither flags nor a CPU, and touches no memory.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Who may have a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {

@@ -5,6 +5,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
@@ -21,25 +22,26 @@ use crate::sys::{repair, splice as tcp};
 /// How often the queues are looked at, at first and at most: they empty without an event.
 const POLL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
-/// How long a packet that had passed the programs before the switch may take to its socket.
-const SETTLE: Duration = Duration::from_millis(2);
-
 /// Bytes handed over at once.
 const PIECE: usize = 64 << 10;
 
 /// Runs until neither socket has anything left to do, and closes both without a word. Returns how the flow
 /// ended, if it did (its peers are to be told), and its record.
+///
+/// Until `grace_period` is over, packets that had passed the programs before the switch may reach them.
 pub(super) async fn run(
     engine: &PacketEngine,
     flow: Flow<'_>,
     number: u64,
     mut record: Record,
+    grace_period: impl Future<Output = ()>,
 ) -> (Option<End>, Record) {
     let sockets = [&flow.downstream, &flow.upstream];
     let mut guard = Guard {
         up: Handover::default(),
         down: Handover::default(),
     };
+    let mut grace_period = Some(pin!(grace_period));
     let end = loop {
         let work = guard.work(engine, &flow, number, &record).await;
         for socket in sockets {
@@ -49,7 +51,9 @@ pub(super) async fn run(
         if let Err(end) = work {
             break Some(end);
         }
-        sleep(SETTLE).await;
+        if let Some(grace_period) = grace_period.take() {
+            grace_period.await;
+        }
         let arrived = guard.up.has_more(sockets[0]) || guard.down.has_more(sockets[1]);
         if matches!(work, Ok(Work::Pointless)) || !arrived {
             // Killed from here on, the daemon leaves the flow as it is. Not earlier: what arrives at a socket

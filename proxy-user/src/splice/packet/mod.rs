@@ -8,7 +8,7 @@
 //! [`crate::forwarded`].
 //!
 //! * [`plan`]: may the flow be switched, and what its entries say: decided without I/O.
-//! * [`guard`]: what the sockets still have to do.
+//! * [`guard`]: what the sockets still have to do. [`grace`]: until when something may reach them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,9 +26,11 @@ use crate::paths::{Paths, Way};
 use crate::steering::Identity;
 use crate::sys::{self, arrival, repair};
 
+mod grace;
 mod guard;
 mod plan;
 
+pub use grace::GracePeriods;
 use plan::{Leg, Legs};
 
 /// What the flows of this engine share.
@@ -40,6 +42,8 @@ pub struct PacketEngine {
     pub paths: Arc<Paths>,
     /// What must not remember their connections.
     pub conntrack: Conntrack,
+    /// After which nothing is on its way to the sockets.
+    pub grace_periods: GracePeriods,
     /// The timestamp clock of all steered connections.
     pub wire_clock: u32,
 }
@@ -75,13 +79,14 @@ pub(super) async fn run<'a>(
         Ok(switched) => switched,
         Err(fallback) => return Err((flow, fallback)),
     };
+    let grace_period = engine.grace_periods.next();
     let progress = flow.progress;
     progress.carried_by(EngineKind::Packet);
     progress.enter(State::Open);
     let (up, down) = (progress.up(), progress.down());
     up.forwarded(Arc::clone(&engine.table), number, record.downstream);
     down.forwarded(Arc::clone(&engine.table), number, record.upstream);
-    let (end, record) = guard::run(engine, flow, number, record).await;
+    let (end, record) = guard::run(engine, flow, number, record, grace_period).await;
     // The port is free for another connection now.
     let out = identity.unsteer();
     // Each as its socket had it: our own address first.

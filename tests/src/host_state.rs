@@ -1,11 +1,14 @@
 //! What a host's administrator owns: rules, routes, addresses, settings, filters. limpid must leave
 //! all of it as it was.
 
-use std::fmt;
+use std::time::{Duration, Instant};
+use std::{fmt, thread};
 
 use anyhow::Result;
 
 use crate::net::Host;
+use crate::process::GLANCE;
+use crate::suite::scaled;
 
 /// A picture of a host's network set-up, as its own tools print it.
 #[derive(Clone, PartialEq, Eq)]
@@ -38,6 +41,7 @@ impl HostState {
     }
 
     fn take(host: &Host, commands: &[&str]) -> Result<Self> {
+        wait_for_addresses(host)?;
         let mut taken = Vec::new();
         for command in commands {
             let printed = host.sh(command)?;
@@ -53,6 +57,38 @@ impl HostState {
         }
         Ok(Self(taken))
     }
+}
+
+/// Waits until the kernel has done with IPv6 addresses what it does by itself, and later
+/// (`addrconf_dad_work()`): each has its local route, and an interface with any has a link-local one.
+fn wait_for_addresses(host: &Host) -> Result<()> {
+    // Some kinds of links have none of the latter.
+    let deadline = Instant::now() + scaled(Duration::from_millis(500));
+    while !has_done_with_addresses(host)? && Instant::now() < deadline {
+        thread::sleep(GLANCE);
+    }
+    Ok(())
+}
+
+fn has_done_with_addresses(host: &Host) -> Result<bool> {
+    let addresses = host.sh("ip -6 -o addr show")?;
+    let routes = host.sh("ip -6 route show table local")?;
+    // 2: inside    inet6 2001:db8:b::1/64 scope global ...
+    let owned: Vec<(&str, &str)> = addresses
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            let interface = words.next()?;
+            let (address, _) = words.nth(1)?.split_once('/')?;
+            (interface != "lo").then_some((interface, address))
+        })
+        .collect();
+    Ok(owned.iter().all(|(interface, address)| {
+        let route = format!("local {address} dev {interface} ");
+        let is_link_local =
+            |(other, address): &(&str, &str)| other == interface && address.starts_with("fe80:");
+        routes.contains(&route) && owned.iter().any(is_link_local)
+    }))
 }
 
 impl fmt::Debug for HostState {

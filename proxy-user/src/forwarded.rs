@@ -560,6 +560,9 @@ impl Keeper {
 
     fn adopt(&mut self, flow: u64, mut known: layout::Record) -> bool {
         if !matches!(self.entries(flow, &known), (Some(_), Some(_))) {
+            if known.state == HANDING_OVER {
+                self.not_switched(&known);
+            }
             self.table.forget(flow);
             return false;
         }
@@ -625,6 +628,16 @@ impl Keeper {
             unroutable: None,
         });
         true
+    }
+}
+
+impl Keeper {
+    /// A flow whose daemon was killed while it was switched: its sockets may have been closed without a word.
+    fn not_switched(&self, known: &layout::Record) {
+        let Some(resets) = &self.resets else { return };
+        for key in [known.downstream, known.upstream] {
+            resets.provoke(key.destination(), key.source());
+        }
     }
 }
 

@@ -75,13 +75,44 @@ impl Resets {
         sequence: u32,
         acknowledgement: u32,
     ) -> io::Result<()> {
+        self.send_segment(from, to, Flag::Rst, sequence, acknowledgement)
+    }
+
+    /// Makes `to` say where its connection with `from` stands, of which this host knows nothing any more.
+    /// The answer finds no socket here, and the kernel's RST to it has the right number.
+    ///
+    /// RFC 9293, 3.10.7.4: "If an incoming segment is not acceptable, an acknowledgment should be sent in
+    /// reply". Of two numbers that are 2^31 apart one at least is in no window. A peer that insists on
+    /// timestamps (RFC 7323, 3.2: "SHOULD silently drop") does not answer.
+    pub fn provoke(&self, from: SocketAddr, to: SocketAddr) {
+        for sequence in [0, 1 << 31] {
+            if let Err(e) = self.send_segment(from, to, Flag::Ack, sequence, 0) {
+                tracing::debug!("ACK to {to}: {e}");
+            }
+        }
+    }
+
+    fn send_segment(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+        flag: Flag,
+        sequence: u32,
+        acknowledgement: u32,
+    ) -> io::Result<()> {
         let ip = ip_header(from, to).ok_or(io::ErrorKind::InvalidInput)?;
         let socket = match &ip {
             IpHeaders::Ipv4(..) => Some(&self.ipv4),
             IpHeaders::Ipv6(..) => self.ipv6.as_ref(),
         };
         let socket = socket.ok_or(io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
-        let segment = segment(ip, [from.port(), to.port()], sequence, acknowledgement)?;
+        let segment = segment(
+            ip,
+            [from.port(), to.port()],
+            flag,
+            sequence,
+            acknowledgement,
+        )?;
         let mut address = to;
         address.set_ip(to.ip().to_canonical());
         // Of a raw socket the port is the protocol's number (raw(7)).
@@ -138,19 +169,29 @@ fn ip_header(from: SocketAddr, to: SocketAddr) -> Option<IpHeaders> {
     }
 }
 
-/// A bare RST: "When an `<RST>` segment is received, it MUST NOT be subjected to the PAWS check"
-/// (RFC 7323, 5.2), so it needs no timestamp.
+/// What a segment is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flag {
+    Rst,
+    Ack,
+}
+
+/// A segment without data that acknowledges. "When an `<RST>` segment is received, it MUST NOT be subjected
+/// to the PAWS check" (RFC 7323, 5.2), so it needs no timestamp.
 fn segment(
     ip: IpHeaders,
     [from, to]: [u16; 2],
+    flag: Flag,
     sequence: u32,
     acknowledgement: u32,
 ) -> io::Result<Vec<u8>> {
     const NO_WINDOW: u16 = 0;
-    let builder = PacketBuilder::ip(ip)
+    let mut builder = PacketBuilder::ip(ip)
         .tcp(from, to, sequence, NO_WINDOW)
-        .rst()
         .ack(acknowledgement);
+    if flag == Flag::Rst {
+        builder = builder.rst();
+    }
     let mut segment = Vec::with_capacity(builder.size(0));
     builder.write(&mut segment, &[]).map_err(io::Error::other)?;
     Ok(segment)
@@ -165,7 +206,7 @@ mod tests {
     fn parsed(from: &str, to: &str) -> Option<Vec<u8>> {
         let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
         let ip = ip_header(from, to)?;
-        Some(segment(ip, [from.port(), to.port()], 0xffff_fff0, 7).unwrap())
+        Some(segment(ip, [from.port(), to.port()], Flag::Rst, 0xffff_fff0, 7).unwrap())
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub const HAPROXY: Need = Need::Program("/usr/sbin/haproxy");
 pub const NGINX: Need = Need::Program("/usr/sbin/nginx");
 /// What starts a program as a socket unit of systemd does.
 pub const SOCKET_ACTIVATE: Need = Need::Program("/usr/bin/systemd-socket-activate");
+/// What shows, and changes, the system calls of a process.
+pub const STRACE: Need = Need::Program("/usr/bin/strace");
 
 impl Need {
     /// Why it is not met, if it is not.

@@ -4,18 +4,19 @@
 //! `LIMPID_TEST_LONG=1` keeps a thousand flows open where two hundred are usual.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use limpid_tests::net::{Family, Plan};
-use limpid_tests::process::{PATIENCE, eventually};
+use limpid_tests::process::{PATIENCE, Process, eventually};
 use limpid_tests::programs::{Engine, Limpid, Options};
 use limpid_tests::scene::{LISTEN, Pair, Scene, UPSTREAM};
-use limpid_tests::suite::{Lab, Need, Suite, numerous, scaled, shrunk};
+use limpid_tests::suite::{Lab, Need, STRACE, Suite, numerous, scaled, shrunk};
 use limpid_tests::talk::{self, Talks};
 use limpid_tests::transfer::{self, Flow};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
@@ -42,6 +43,11 @@ fn main() -> ExitCode {
         suite.test(format!("killed_while_opening_{family}"), &[], move |lab| {
             killed_while_opening(lab, family)
         });
+        suite.test(
+            format!("killed_at_each_question_{family}"),
+            &[STRACE],
+            move |lab| killed_at_each_question(lab, family),
+        );
         suite.test(format!("ends_without_a_daemon_{family}"), &[], move |lab| {
             ends_without_a_daemon(lab, family)
         });
@@ -73,6 +79,7 @@ struct Daemons {
     lab: Lab,
     family: Family,
     args: Vec<String>,
+    wrapper: &'static [&'static str],
 }
 
 impl Daemons {
@@ -81,11 +88,18 @@ impl Daemons {
             lab,
             family,
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            wrapper: &[],
         }
+    }
+
+    /// Started by another program.
+    fn under(self, wrapper: &'static [&'static str]) -> Self {
+        Self { wrapper, ..self }
     }
 
     fn options(&self, plain: Options) -> Options {
         let options = plain
+            .under(self.wrapper)
             .accept_proxy(self.family.everything())
             .engine(Engine::Packet);
         self.args.iter().fold(options, Options::with)
@@ -325,6 +339,109 @@ async fn killed_while_opening(lab: Lab, family: Family) -> Result<()> {
     }
     let mut new = scene.enter().await.context("a new one")?;
     talk::exchange(&mut new, 2000, 0).await.map(drop)
+}
+
+/// Killed at each of the questions that it asks of sockets (`getsockopt()`), one after the other, while a flow is
+/// opened: some are asked in repair mode, in which a socket is closed without a word. A client that waits
+/// for an answer gets it, or the end of its connection.
+async fn killed_at_each_question(lab: Lab, family: Family) -> Result<()> {
+    /// A flow is opened with more questions than these, and fewer than those.
+    const QUESTIONS: (usize, usize) = (10, 100);
+    /// strace may come too late for the first.
+    const ATTEMPTS: usize = 3;
+    // Questions are counted by thread: there is one that serves connections.
+    let daemons = Daemons::new(lab.clone(), family, &[]).under(&["taskset", "--cpu-list", "0"]);
+    let mut scene = daemons.first().await?;
+    let _echo = scene.echo()?;
+    let (mut nth, mut attempts) = (1, 0);
+    while attempts < ATTEMPTS {
+        ensure!(nth < QUESTIONS.1, "more than {nth} questions");
+        let pid = scene.limpid.process().pid();
+        let strace = kill_at(&scene, &lab, pid, nth)?;
+        let mut stream = scene.enter().await?;
+        let answered = tokio::select! {
+            answered = talk::exchange(&mut stream, 3000, 0) => answered.is_ok(),
+            () = gone(pid) => false,
+        };
+        if answered {
+            // Meanwhile it gives up its sockets.
+            let _ = timeout(scaled(Duration::from_millis(200)), gone(pid)).await;
+        } else {
+            let killed = timeout(scaled(PROMPT), gone(pid)).await;
+            killed.with_context(|| format!("question {nth}: not killed, not answered"))?;
+        }
+        drop(strace);
+        if !is_gone(pid) {
+            attempts += 1;
+            continue;
+        }
+        scene.limpid.kill()?;
+        scene.limpid = daemons.next(&scene, &[]).await?;
+        if !answered {
+            let told = timeout(scaled(PROMPT), stream.read(&mut [0; talk::MESSAGE])).await;
+            // The end of the stream, an error, or the answer.
+            let _ = told.with_context(|| format!("killed at question {nth}: the client waits"))?;
+        }
+        (nth, attempts) = (nth + 1, 0);
+    }
+    println!("{family}: killed at each of {} questions", nth - 1);
+    ensure!(nth > QUESTIONS.0, "not more than that");
+    Ok(())
+}
+
+/// Has the kernel kill the scene's daemon as soon as one of its threads asks a socket something for the
+/// `nth` time from now on.
+fn kill_at(scene: &Scene, lab: &Lab, pid: u32, nth: usize) -> Result<Process> {
+    let program = Path::new("/usr/bin/strace");
+    let traced = pid.to_string();
+    let inject = format!("inject=getsockopt:signal=KILL:when={nth}");
+    let args = [
+        "-f",
+        "-qq",
+        "-e",
+        "trace=getsockopt",
+        "-e",
+        &inject,
+        "-p",
+        &traced,
+    ];
+    let strace = Process::start(&scene.net.proxy, lab.path(), "strace", program, &args)?;
+    let begun = Instant::now();
+    while !is_traced(pid)? {
+        ensure!(
+            begun.elapsed() < scaled(PROMPT),
+            "not traced: {}",
+            strace.output()?
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Until it looks at their system calls.
+    std::thread::sleep(scaled(Duration::from_millis(50)));
+    Ok(strace)
+}
+
+/// Is every thread of a process traced?
+fn is_traced(pid: u32) -> Result<bool> {
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = std::fs::read_to_string(thread?.path().join("status"))?;
+        if status.contains("TracerPid:\t0\n") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Waits until a process has been killed.
+async fn gone(pid: u32) {
+    while !is_gone(pid) {
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Is it a zombie?
+fn is_gone(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+    status.is_ok_and(|status| status.contains("State:\tZ"))
 }
 
 /// Flows may end while nobody watches: the ends are told at once, and the next daemon logs them.

@@ -57,6 +57,10 @@ const PROGRAMS: &[Program] = &[
         proof: Proof::Command("promtool"),
     },
     Program {
+        package: "strace",
+        proof: Proof::Command("strace"),
+    },
+    Program {
         package: "systemd",
         proof: Proof::Command("systemd-socket-activate"),
     },

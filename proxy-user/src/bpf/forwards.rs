@@ -51,7 +51,15 @@ impl ForwardTable {
         self.update(flow, tuple, |entry| entry.seen |= SEEN_ENDED);
     }
 
-    /// Enters both directions of a flow and what is to be known of it; all or nothing. From then on
+    /// Says whose connections are about to be read in repair mode: killed meanwhile, their daemon leaves two peers
+    /// that nobody tells of it. [`Self::enter`] or [`Self::forget`] follows.
+    pub fn announce(&self, flow: u64, record: &Record) -> Result<(), ReserveError> {
+        lock(&self.records)
+            .insert(flow, record, BPF_ANY)
+            .map_err(reserve_error)
+    }
+
+    /// Enters both directions of an [announced](Self::announce) flow and what is to be known of it; all or nothing. From then on
     /// its packets are forwarded.
     pub fn enter(
         &self,

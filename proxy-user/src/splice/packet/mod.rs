@@ -165,19 +165,36 @@ async fn switch(
         state: HANDING_OVER,
         reserved: 0,
     };
+    let number = sys::socket_cookie(up).map_err(failed)?;
+    engine
+        .table
+        .announce(number, &record)
+        .map_err(not_entered)?;
     // From here on nothing waits: positions and entries belong to one moment.
-    let legs = Legs {
-        downstream: leg(down, to_backend, clock)?,
-        // What the backend sees of all steered connections.
-        upstream: leg(up, to_client, |_| Ok(engine.wire_clock))?,
+    let entered = || {
+        let legs = Legs {
+            downstream: leg(down, to_backend, clock)?,
+            // What the backend sees of all steered connections.
+            upstream: leg(up, to_client, |_| Ok(engine.wire_clock))?,
+        };
+        legs.may_be_joined(addresses.peer.is_ipv4())?;
+        let (downstream, upstream) = legs.entries(number, &record);
+        let entered = engine.table.enter(record, downstream, upstream);
+        entered.map_err(not_entered)
     };
-    legs.may_be_joined(addresses.peer.is_ipv4())?;
-    let number = legs.upstream.cookie;
-    let (downstream, upstream) = legs.entries(number, &record);
-    match engine.table.enter(record, downstream, upstream) {
+    match entered() {
         Ok(()) => Ok((number, record)),
-        Err(ReserveError::Taken) => Err(Fallback::TupleTaken),
-        Err(ReserveError::Full | ReserveError::Map(_)) => Err(Fallback::TableFull),
+        Err(fallback) => {
+            engine.table.forget(number);
+            Err(fallback)
+        }
+    }
+}
+
+fn not_entered(error: ReserveError) -> Fallback {
+    match error {
+        ReserveError::Taken => Fallback::TupleTaken,
+        ReserveError::Full | ReserveError::Map(_) => Fallback::TableFull,
     }
 }
 

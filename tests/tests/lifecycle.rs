@@ -104,6 +104,13 @@ fn main() -> ExitCode {
                 );
             }
         }
+        for (attach, needs) in [("tcx", &[Need::Kernel(6, 6)][..]), ("clsact", &[])] {
+            suite.test(
+                format!("without_sys_admin_{attach}_{family}"),
+                needs,
+                move |lab| without_sys_admin(lab, attach, family),
+            );
+        }
         suite.test(format!("same_port_again_{family}"), &[], move |lab| {
             same_port_again(lab, family)
         });
@@ -332,6 +339,27 @@ async fn sigterm_drains(lab: Lab, family: Family, engine: Engine) -> Result<()> 
         scene.limpid.pinned()?
     );
     ensure_unchanged(&before, &HostState::with_filters(&scene.net.proxy)?)
+}
+
+/// The capabilities that README names are enough, also for looking after the programs, every 10 s.
+async fn without_sys_admin(lab: Lab, attach: &'static str, family: Family) -> Result<()> {
+    const LOOKED_AFTER: Duration = Duration::from_secs(11);
+    let scene = Scene::with(&lab, family, &Plan::default(), |options| {
+        options
+            .with(&format!("--attach={attach}"))
+            .under(&["/usr/bin/setpriv", "--bounding-set=-sys_admin"])
+    })
+    .await?;
+    let mut pair = scene.open().await?;
+    tokio::time::sleep(LOOKED_AFTER).await;
+    let (up, down) = (Flow::new(100_000, 1), Flow::new(200_000, 2));
+    transfer::exchange(&mut pair.client, &mut pair.server, up, down).await?;
+    let log = scene.limpid.log()?;
+    ensure!(
+        log.contains(&format!("\"by\":\"{attach}\"")) && !log.contains("removed"),
+        "{log}"
+    );
+    Ok(())
 }
 
 /// Flows that outlast the deadline are closed.

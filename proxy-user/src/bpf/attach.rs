@@ -23,6 +23,7 @@ use super::pins::{Pins, PinsError};
 use super::{Bpf, LoadError};
 use crate::netlink::tc::Hook;
 use crate::netlink::{Interface, LinkHeader};
+use crate::sys::tcx;
 
 /// How programs are put on an interface.
 #[derive(
@@ -295,8 +296,7 @@ impl Bpf {
 }
 
 fn runs_by_tcx(interface: &Interface, hook: Hook, program: u32) -> bool {
-    SchedClassifier::query_tcx(&interface.name, attach_type(hook))
-        .is_ok_and(|(_, programs)| programs.iter().any(|p| p.id() == program))
+    tcx::programs(interface.index, hook).is_ok_and(|programs| programs.contains(&program))
 }
 
 /// What a clean-up removed, for people to read.
@@ -335,6 +335,8 @@ pub fn remove(pins: &Pins) -> Result<Removed, RemoveError> {
 }
 
 /// Does the kernel have TCX? Asked of the loopback device, with a query that changes nothing.
-pub fn query_tcx() -> Result<(), ProgramError> {
-    SchedClassifier::query_tcx("lo", TcAttachType::Ingress).map(drop)
+pub fn query_tcx() -> io::Result<()> {
+    /// `LOOPBACK_IFINDEX` of the kernel's net/net_namespace.h.
+    const LOOPBACK: u32 = 1;
+    tcx::programs(LOOPBACK, Hook::Ingress).map(drop)
 }

@@ -9,6 +9,7 @@ pub mod arrival;
 pub mod descriptors;
 pub mod repair;
 pub mod splice;
+pub mod tcx;
 
 use std::fs::File;
 use std::io;

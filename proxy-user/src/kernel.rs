@@ -381,7 +381,7 @@ impl Kernel {
                 table: Arc::clone(&tc.table),
                 paths: Arc::clone(&tc.paths),
                 conntrack: Conntrack::new(),
-                grace_periods: GracePeriods::new(),
+                grace_periods: GracePeriods::start(),
                 wire_clock: bpf::timestamp_base(),
             })),
             _ => None,

@@ -346,7 +346,7 @@ async fn without_sys_admin(lab: Lab, attach: &'static str, family: Family) -> Re
     const LOOKED_AFTER: Duration = Duration::from_secs(11);
     let scene = Scene::with(&lab, family, &Plan::default(), |options| {
         options
-            .with(&format!("--attach={attach}"))
+            .with(format!("--attach={attach}"))
             .under(&["/usr/bin/setpriv", "--bounding-set=-sys_admin"])
     })
     .await?;

@@ -336,7 +336,7 @@ pub fn remove(pins: &Pins) -> Result<Removed, RemoveError> {
 
 /// Does the kernel have TCX? Asked of the loopback device, with a query that changes nothing.
 pub fn query_tcx() -> io::Result<()> {
-    /// `LOOPBACK_IFINDEX` of the kernel's net/net_namespace.h.
+    /// `LOOPBACK_IFINDEX` of the kernel's `net/net_namespace.h`.
     const LOOPBACK: u32 = 1;
     tcx::programs(LOOPBACK, Hook::Ingress).map(drop)
 }

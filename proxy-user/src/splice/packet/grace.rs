@@ -29,7 +29,7 @@ pub struct GracePeriods(UnboundedSender<Waiting>);
 impl GracePeriods {
     /// Ready to be asked; on a Tokio runtime, until it is dropped.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         let (ask, asked) = unbounded_channel();
         tokio::spawn(serve(asked));
         Self(ask)
@@ -79,7 +79,7 @@ mod tests {
 
     #[tokio::test]
     async fn many_share_one() {
-        let periods = GracePeriods::new();
+        let periods = GracePeriods::start();
         let all: Vec<_> = (0..1000).map(|_| periods.next()).collect();
         for one in all {
             one.await;
@@ -89,7 +89,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_passes_without_being_polled() {
-        let periods = GracePeriods::new();
+        let periods = GracePeriods::start();
         let first = periods.next();
         periods.next().await;
         let mut first = std::pin::pin!(first);

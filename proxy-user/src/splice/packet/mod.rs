@@ -169,7 +169,7 @@ async fn switch(
     engine
         .table
         .announce(number, &record)
-        .map_err(not_entered)?;
+        .map_err(|e| not_entered(&e))?;
     // From here on nothing waits: positions and entries belong to one moment.
     let entered = || {
         let legs = Legs {
@@ -180,7 +180,7 @@ async fn switch(
         legs.may_be_joined(addresses.peer.is_ipv4())?;
         let (downstream, upstream) = legs.entries(number, &record);
         let entered = engine.table.enter(record, downstream, upstream);
-        entered.map_err(not_entered)
+        entered.map_err(|e| not_entered(&e))
     };
     match entered() {
         Ok(()) => Ok((number, record)),
@@ -191,7 +191,7 @@ async fn switch(
     }
 }
 
-fn not_entered(error: ReserveError) -> Fallback {
+fn not_entered(error: &ReserveError) -> Fallback {
     match error {
         ReserveError::Taken => Fallback::TupleTaken,
         ReserveError::Full | ReserveError::Map(_) => Fallback::TableFull,

@@ -629,9 +629,7 @@ impl Keeper {
         });
         true
     }
-}
 
-impl Keeper {
     /// A flow whose daemon was killed while it was switched: its sockets may have been closed without a word.
     fn not_switched(&self, known: &layout::Record) {
         let Some(resets) = &self.resets else { return };

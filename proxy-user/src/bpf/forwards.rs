@@ -59,8 +59,8 @@ impl ForwardTable {
             .map_err(reserve_error)
     }
 
-    /// Enters both directions of an [announced](Self::announce) flow and what is to be known of it; all or nothing. From then on
-    /// its packets are forwarded.
+    /// Enters both directions of an [announced](Self::announce) flow and what is to be known of it; all or
+    /// nothing. From then on its packets are forwarded.
     pub fn enter(
         &self,
         record: Record,

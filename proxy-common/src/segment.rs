@@ -151,10 +151,27 @@ fn sack_or_nothing<const AT: usize>(header: &mut [u8; BUFFER], len: usize, shift
         }
         return;
     }
+    pad::<AT>(header, len);
+}
+
+/// Makes padding of the options from `AT` on.
+#[inline(always)]
+fn pad<const AT: usize>(header: &mut [u8; BUFFER], len: usize) {
     for offset in 0..MAX_HEADER - AT {
         if AT + offset < len {
             header[AT + offset] = NOP;
         }
+    }
+}
+
+/// Makes padding of all options but timestamps, where every stack puts them: of SACK, above all. Its blocks may be
+/// about what one who is to see the segment has never sent.
+#[inline(always)]
+pub fn only_timestamps(header: &mut [u8; BUFFER], len: usize) {
+    if len >= 32 && word(header, 20) == TIMESTAMPS_ALIGNED {
+        pad::<32>(header, len);
+    } else {
+        pad::<20>(header, len);
     }
 }
 

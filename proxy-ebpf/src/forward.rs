@@ -103,7 +103,7 @@ pub fn scratch() -> Option<&'static mut Scratch> {
 
 /// A header's length so put that the verifier sees both bounds: 20 to 60, a multiple of 4.
 #[inline(always)]
-fn bounded(len: u32) -> usize {
+pub fn bounded(len: u32) -> usize {
     let options = (len.wrapping_sub(20) & 0x3c) as usize;
     if options > MAX_HEADER - 20 {
         return 20;

@@ -14,7 +14,7 @@ use proxy_common::flow::{Forward, SEEN_ENDED, STEER_IN, Tuple};
 use proxy_common::packet::{FIN, RST, Tcp};
 use proxy_common::segment;
 
-use crate::forward::{self, scratch};
+use crate::forward::{self, bounded, scratch};
 use crate::maps::FLOWS;
 use crate::packet::{self, DROP, Packet};
 
@@ -45,6 +45,9 @@ pub fn show(ctx: &TcContext, packet: &Packet, entry: &mut Forward, lengths: u32)
     segment::set_sequence(&mut scratch.new, edges.rcv_nxt.wrapping_sub(payload));
     segment::limit_acknowledgement(&mut scratch.new, edges.snd_nxt);
     segment::bare_flags(&mut scratch.new);
+    // What has gone past the guard may be acknowledged out of order while what it has to send is still missing. To
+    // conntrack a SACK of data that it has not seen is INVALID (`tcp_in_window()`), and many firewalls drop that.
+    segment::only_timestamps(&mut scratch.new, bounded(len));
     if forward::replace(ctx, packet, scratch, len).is_err() {
         return;
     }

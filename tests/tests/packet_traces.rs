@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use limpid_tests::firewall;
 use limpid_tests::net::{Family, Plan, Topology};
-use limpid_tests::process::{cpu_ticks, eventually};
+use limpid_tests::process::{PATIENCE, cpu_ticks, eventually};
 use limpid_tests::programs::Engine;
 use limpid_tests::scene::{LISTEN, Pair, Scene};
 use limpid_tests::suite::{Lab, Need, Suite, numerous, scaled, shrunk};
@@ -20,7 +20,7 @@ use limpid_tests::transfer::{self, Flow};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 const IPTABLES: Need = Need::Program("/usr/sbin/iptables");
 
@@ -32,6 +32,9 @@ fn main() -> ExitCode {
     for family in Family::ALL {
         suite.test(format!("conntrack_{family}"), &[IPTABLES], move |lab| {
             conntrack(lab, family)
+        });
+        suite.test(format!("much_at_once_{family}"), &[IPTABLES], move |lab| {
+            much_at_once(lab, family)
         });
         suite.test(
             format!("nothing_left_{family}"),
@@ -114,6 +117,43 @@ async fn conntrack(lab: Lab, family: Family) -> Result<()> {
     eventually("conntrack forgets the flows", || Ok(left()? <= own))
         .await
         .with_context(|| format!("{:?} entries, {own} at most", left()))
+}
+
+/// On such a host a client sends much before its flow is switched, more than may be under way to the backend: what
+/// goes past the guard arrives there before what it still has to send, and is acknowledged out of order.
+async fn much_at_once(lab: Lab, family: Family) -> Result<()> {
+    const CONNECTIONS: u64 = 100;
+    let net = Topology::standard()?;
+    firewall::strict_input(&net.proxy, LISTEN)?;
+    let scene = Scene::on(net, &lab, family, |options| {
+        options
+            .accept_proxy(family.everything())
+            .engine(Engine::Packet)
+    })
+    .await?;
+    for seed in 0..shrunk(CONNECTIONS) {
+        let (up, down) = (Flow::new(300_000, seed), Flow::new(100_000, seed + 1));
+        let mut client = scene.enter().await?;
+        let (mut from_server, mut to_server) = client.split();
+        let server = async {
+            let (mut server, _) = scene.accept().await?;
+            let (mut from_client, mut to_client) = server.split();
+            tokio::try_join!(up.receive(&mut from_client), down.send(&mut to_client)).map(drop)
+        };
+        let done = async {
+            tokio::try_join!(
+                up.send(&mut to_server),
+                down.receive(&mut from_server),
+                server
+            )
+        };
+        timeout(scaled(PATIENCE), done)
+            .await
+            .with_context(|| format!("connection {seed} stands still"))??;
+    }
+    scene
+        .records_of_short_flows(usize::try_from(shrunk(CONNECTIONS))?, Engine::Packet)
+        .await
 }
 
 /// After the last packets have been waited for, the tables are empty and there is no socket.

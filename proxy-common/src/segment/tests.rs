@@ -183,3 +183,22 @@ fn acknowledgements_are_limited_across_the_wrap() {
         assert_eq!(acknowledgement(&bytes), is, "{acknowledged} up to {limit}");
     }
 }
+
+#[test]
+fn a_guard_is_shown_timestamps_and_no_sack() {
+    const TIMESTAMPS: [u8; 12] = [NOP, NOP, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
+    const SACK: [u8; 12] = [NOP, NOP, 5, 10, 0, 0, 0, 3, 0, 0, 0, 4];
+    for (options, kept) in [
+        ([&TIMESTAMPS[..], &SACK].concat(), 12),
+        (SACK.to_vec(), 0),
+        (TIMESTAMPS.to_vec(), 12),
+        (Vec::new(), 0),
+    ] {
+        let (mut bytes, len) = header(&options);
+        let before = bytes;
+        only_timestamps(&mut bytes, len);
+        assert_eq!(bytes[..20 + kept], before[..20 + kept]);
+        assert!(bytes[20 + kept..len].iter().all(|byte| *byte == NOP));
+        assert_eq!(bytes[len..], before[len..]);
+    }
+}
